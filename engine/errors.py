@@ -1,0 +1,185 @@
+"""Every error the engine raises: what failed, the likely cause, the next command; all survive pickling.
+
+An error's fields go positionally to ``super().__init__``, because errors cross Dask's process boundaries and
+pickle rebuilds an exception from ``args``.
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Root of all errors raised by the engine."""
+
+    #: What a command exits with when it ends with this error.
+    exit_code = 1
+
+
+class SettingsError(EngineError):
+    """Raised when a setting is missing, unknown or wrong. The engine does not start; correct the setting named."""
+
+    exit_code = 2
+
+    def __init__(self, key: str, value: str, cause: str, remedy: str) -> None:
+        super().__init__(key, value, cause, remedy)
+        self.key, self.value, self.cause, self.remedy = key, value, cause, remedy
+
+    def __str__(self) -> str:
+        return f"setting {self.key} = {self.value!r}: {self.cause}. {self.remedy}"
+
+
+class DeclarationError(EngineError):
+    """Raised when a handler module declares a flow, task or trigger wrongly. The module is refused; correct the line."""
+
+    exit_code = 2
+
+    def __init__(self, file: str, line: int, cause: str, remedy: str) -> None:
+        super().__init__(file, line, cause, remedy)
+        self.file, self.line, self.cause, self.remedy = file, line, cause, remedy
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.cause}. {self.remedy}"
+
+
+class HandlerError(EngineError):
+    """Raised when a handler module cannot be imported. The engine does not start; the cause is in the text."""
+
+    exit_code = 2
+
+    def __init__(self, handler: str, cause: str, remedy: str) -> None:
+        super().__init__(handler, cause, remedy)
+        self.handler, self.cause, self.remedy = handler, cause, remedy
+
+    def __str__(self) -> str:
+        return f"handler {self.handler}: {self.cause}. {self.remedy}"
+
+
+class WiringError(EngineError):
+    """Raised while a flow wires its graph, e.g. for a wrong argument of a task. The flow run ends FAILED."""
+
+    def __init__(self, task: str, cause: str, remedy: str) -> None:
+        super().__init__(task, cause, remedy)
+        self.task, self.cause, self.remedy = task, cause, remedy
+
+    def __str__(self) -> str:
+        return f"task {self.task}: {self.cause}. {self.remedy}"
+
+
+class EventError(EngineError):
+    """Raised when an event cannot be read or bound. Its record goes to the dead-letter topic with ``reason``.
+
+    ``reason`` is one of the short codes in ``engine.events.Reason``.
+    """
+
+    def __init__(self, reason: str, cause: str) -> None:
+        super().__init__(reason, cause)
+        self.reason, self.cause = reason, cause
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.cause}"
+
+
+class IllegalTransition(EngineError):
+    """Raised when a state change is not a row of the table in ``engine.states``. The change is refused."""
+
+    def __init__(self, subject: str, state: str, new_state: str) -> None:
+        super().__init__(subject, state, new_state)
+        self.subject, self.state, self.new_state = subject, state, new_state
+
+    def __str__(self) -> str:
+        return f"{self.subject} cannot go from {self.state} to {self.new_state}: not a row of the state table"
+
+
+class KafkaUnavailable(EngineError):
+    """Raised when Kafka does not answer in time. Nothing acknowledged is lost; the engine tries again, a command exits."""
+
+    exit_code = 4
+
+    def __init__(self, servers: str, cause: str) -> None:
+        super().__init__(servers, cause)
+        self.servers, self.cause = servers, cause
+
+    def __str__(self) -> str:
+        return (
+            f"cannot reach Kafka at {self.servers}: {self.cause}. "
+            "Is it running, and is the address right? `engine dev` starts one; `engine doctor` looks closer."
+        )
+
+
+class DaskUnavailable(EngineError):
+    """Raised when the Dask scheduler does not answer in time. Open runs stay open; a command exits."""
+
+    exit_code = 4
+
+    def __init__(self, address: str, cause: str) -> None:
+        super().__init__(address, cause)
+        self.address, self.cause = address, cause
+
+    def __str__(self) -> str:
+        return (
+            f"cannot reach the Dask scheduler at {self.address}: {self.cause}. "
+            "Is it running, and is the address right? `engine dev` starts one; `engine doctor` looks closer."
+        )
+
+
+class TopicError(EngineError):
+    """Raised when a topic does not exist or is not as the engine needs it. Nothing was read or written."""
+
+    exit_code = 3
+
+    def __init__(self, topic: str, cause: str, remedy: str) -> None:
+        super().__init__(topic, cause, remedy)
+        self.topic, self.cause, self.remedy = topic, cause, remedy
+
+    def __str__(self) -> str:
+        return f"topic {self.topic}: {self.cause}. {self.remedy}"
+
+
+class RecordTooLarge(EngineError):
+    """Raised when a record is larger than Kafka takes. It was not sent; nothing else of its batch was either."""
+
+    exit_code = 2
+
+    def __init__(self, topic: str, size: int, limit: int) -> None:
+        super().__init__(topic, size, limit)
+        self.topic, self.size, self.limit = topic, size, limit
+
+    def __str__(self) -> str:
+        return (
+            f"a record of {self.size:,} bytes is too large for topic {self.topic} (at most {self.limit:,}). "
+            "Send a reference to the data instead, or raise max.message.bytes of the topic."
+        )
+
+
+class TaskFailed(EngineError):
+    """Raised on a worker in place of what user code raised, so that it always pickles. The task run ends FAILED."""
+
+    def __init__(self, type: str, message: str, traceback: str) -> None:
+        super().__init__(type, message, traceback)
+        self.type, self.message, self.traceback = type, message, traceback
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}"
+
+
+class TaskTimeout(EngineError):
+    """Raised inside a task that ran longer than its ``timeout_seconds``. It counts as a failed attempt."""
+
+    def __init__(self, task: str, timeout_seconds: float) -> None:
+        super().__init__(task, timeout_seconds)
+        self.task, self.timeout_seconds = task, timeout_seconds
+
+    def __str__(self) -> str:
+        return f"task {self.task} ran longer than its timeout of {self.timeout_seconds:g} s"
+
+
+class NotFound(EngineError):
+    """Raised when a run, flow or dead letter asked for does not exist. Nothing was changed."""
+
+    exit_code = 3
+
+    def __init__(self, what: str, name: str, remedy: str) -> None:
+        super().__init__(what, name, remedy)
+        self.what, self.name, self.remedy = what, name, remedy
+
+    def __str__(self) -> str:
+        return f"no {self.what} {self.name!r}. {self.remedy}"
