@@ -1,0 +1,185 @@
+"""Settings: one list, read with the precedence flag > ``ENGINE_*`` variable > ``engine.toml`` > default."""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from engine.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "ENGINE_"
+FILE_NAME = "engine.toml"
+
+
+class Secret(str):
+    """A setting that never shows itself: ``repr`` and formatting give asterisks, ``reveal`` the text."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return format("***", spec)
+
+    def reveal(self) -> str:
+        """The secret itself, for the one place that hands it to a library."""
+        return str.__str__(self)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything one can set; OpenTelemetry is set by its standard ``OTEL_*`` variables."""
+
+    #: Name of the application: prefix of its topics and consumer groups.
+    app: str = "engine"
+    #: Bootstrap servers of Kafka, ``host:port``, several separated by commas.
+    kafka: str = "127.0.0.1:9092"
+    #: Address of the Dask scheduler.
+    dask: str = "tcp://127.0.0.1:8786"
+    #: Modules, files or folders that declare flows.
+    handlers: tuple[str, ...] = ()
+    #: Where the HTTP endpoint listens, ``host:port``; port 0 takes a free one; an empty text switches it off.
+    http: str = "127.0.0.1:8282"
+
+    #: Partitions of the state topic, fixed when it is made: they are the unit of ownership.
+    state_partitions: int = 8
+    #: Partitions of the event topics that the engine makes; those that exist are left as they are.
+    event_partitions: int = 4
+    #: Replicas of topics the engine makes; -1 leaves it to the broker.
+    replication_factor: int = -1
+    #: How long Kafka keeps state changes and dead letters.
+    state_retention_seconds: float = 14 * 86_400.0
+    #: Within this time an event's identity makes one run of a flow, not two.
+    dedup_window_seconds: float = 86_400.0
+    #: The largest record written to the state and dead-letter topics.
+    max_record_bytes: int = 8 * 1024 * 1024
+
+    #: Open runs one engine drives at once; beyond them it stops reading, staying in the group.
+    max_open_runs: int = 2_000
+    #: Records taken from Kafka in one go.
+    poll_records: int = 1_000
+    #: Results up to this size travel in COMPLETED; larger ones stay on the cluster.
+    inline_result_bytes: int = 16_384
+    #: How long a result that did not travel stays on the cluster after its run has ended.
+    result_ttl_seconds: float = 600.0
+
+    #: How long to wait for Kafka and Dask at start before giving up.
+    connect_timeout_seconds: float = 60.0
+    #: A member of a consumer group that is silent for so long is taken for dead.
+    session_timeout_seconds: float = 10.0
+    #: How long a stopping engine waits for what it has under way.
+    grace_seconds: float = 10.0
+
+    #: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.
+    kafka_security: str = "PLAINTEXT"
+    #: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
+    kafka_sasl_mechanism: str = "SCRAM-SHA-512"
+    kafka_username: str | None = None
+    kafka_password: Secret | None = None
+    #: PEM file of the authorities that vouch for Kafka's certificate.
+    kafka_cafile: str | None = None
+    #: Allow plain text (and an HTTP endpoint) beyond loopback.
+    allow_plaintext: bool = False
+
+    @property
+    def states_topic(self) -> str:
+        """The log of state changes."""
+        return f"{self.app}.states"
+
+    @property
+    def dead_letters_topic(self) -> str:
+        """Where records go that could not become runs."""
+        return f"{self.app}.dead-letters"
+
+    @property
+    def intake_group(self) -> str:
+        """Consumer group of the intake."""
+        return f"{self.app}.intake"
+
+    @property
+    def dispatch_group(self) -> str:
+        """Consumer group of the dispatcher."""
+        return f"{self.app}.dispatch"
+
+
+def load(
+    flags: Mapping[str, Any], environment: Mapping[str, str], directory: Path, *, check_hosts: bool = True
+) -> Settings:
+    """The settings in force. ``flags`` that are None count as not given. Raises SettingsError."""
+    values: dict[str, Any] = {}
+    file = directory / FILE_NAME
+    if file.is_file():
+        try:
+            values.update(tomllib.loads(file.read_text()))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(str(file), "", f"not valid TOML: {error}", "Correct the file.") from error
+    fields = set(Settings.__struct_fields__)
+    for name, text in environment.items():
+        key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if name.startswith(ENVIRONMENT_PREFIX) and key in fields:
+            values[key] = [part for part in text.split(",") if part] if key == "handlers" else text
+    values.update({key: value for key, value in flags.items() if value is not None})
+    for key in values:
+        if key not in fields:
+            raise SettingsError(key, str(values[key]), "there is no such setting", f"Known: {', '.join(sorted(fields))}.")
+    settings = _convert(values)
+    if check_hosts and not settings.allow_plaintext:
+        _check_hosts(settings)
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` can only be this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _convert(values: Mapping[str, Any]) -> Settings:
+    converted: dict[str, Any] = {}
+    for key, value in values.items():
+        field = next(field for field in msgspec.structs.fields(Settings) if field.name == key)
+        try:
+            if field.type == Secret | None:
+                converted[key] = Secret(value)
+            else:
+                converted[key] = msgspec.convert(value, field.type, strict=False)
+        except msgspec.ValidationError as error:
+            shown = "***" if field.type == Secret | None else str(value)
+            raise SettingsError(key, shown, str(error), "Correct the flag, variable or line of engine.toml.") from error
+    settings = Settings(**converted)
+    for key in ("state_partitions", "event_partitions", "max_open_runs", "poll_records", "max_record_bytes"):
+        if getattr(settings, key) < 1:
+            raise SettingsError(key, str(getattr(settings, key)), "must be at least 1", "Correct it.")
+    if not settings.app or not all(c.isalnum() or c in "._-" for c in settings.app):
+        raise SettingsError("app", settings.app, "is not a valid part of a topic name", "Use letters, digits, . _ and -.")
+    return settings
+
+
+def _check_hosts(settings: Settings) -> None:
+    plain: list[tuple[str, str]] = []
+    if settings.kafka_security.upper() in ("PLAINTEXT", "SASL_PLAINTEXT"):
+        plain += [("kafka", server.strip().rpartition(":")[0]) for server in settings.kafka.split(",")]
+    if not settings.dask.startswith(("tls://", "inproc://")):
+        plain.append(("dask", urlsplit(settings.dask).hostname or ""))
+    if settings.http:
+        plain.append(("http", settings.http.rpartition(":")[0]))
+    for key, host in plain:
+        if not is_loopback(host):
+            raise SettingsError(
+                key,
+                str(getattr(settings, key)),
+                f"would send plain text to {host or 'another host'}",
+                "Use TLS (kafka_security, tls://), or say allow_plaintext = true where the network is your own.",
+            )
