@@ -6,6 +6,8 @@ sleeps between two.
 
 from __future__ import annotations
 
+import sys
+
 import tenacity
 from tenacity.wait import wait_base
 
@@ -24,7 +26,13 @@ class Retry:
 
     def __init__(self, attempts: int, wait: wait_base | float = 1.0) -> None:
         if attempts < 1:
-            raise DeclarationError("Retry", 0, f"attempts={attempts} is less than one", "Give the number of all attempts.")
+            place = sys._getframe(1)
+            raise DeclarationError(
+                place.f_code.co_filename,
+                place.f_lineno,
+                f"Retry(attempts={attempts}) allows no attempt at all",
+                "Give the number of all attempts, the first included.",
+            )
         self.attempts = attempts
         self.wait = fixed(wait) if isinstance(wait, int | float) else wait
 

@@ -129,7 +129,9 @@ def load(
     values.update({key: value for key, value in flags.items() if value is not None})
     for key in values:
         if key not in fields:
-            raise SettingsError(key, str(values[key]), "there is no such setting", f"Known: {', '.join(sorted(fields))}.")
+            raise SettingsError(
+                key, str(values[key]), "there is no such setting", f"Known: {', '.join(sorted(fields))}."
+            )
     settings = _convert(values)
     if check_hosts and not settings.allow_plaintext:
         _check_hosts(settings)
@@ -163,7 +165,9 @@ def _convert(values: Mapping[str, Any]) -> Settings:
         if getattr(settings, key) < 1:
             raise SettingsError(key, str(getattr(settings, key)), "must be at least 1", "Correct it.")
     if not settings.app or not all(c.isalnum() or c in "._-" for c in settings.app):
-        raise SettingsError("app", settings.app, "is not a valid part of a topic name", "Use letters, digits, . _ and -.")
+        raise SettingsError(
+            "app", settings.app, "is not a valid part of a topic name", "Use letters, digits, . _ and -."
+        )
     return settings
 
 
