@@ -1,0 +1,126 @@
+"""How to reach one Kafka cluster, what topics it has and how they are made: what sources and sinks share."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from engine.broker import TopicSpec
+from engine.errors import KafkaUnavailable, TopicError
+from engine.settings import Settings
+
+#: One attempt to connect, or one request, takes at most so long.
+REQUEST_SECONDS = 5.0
+#: New partitions and moved leaders are noticed after at most so long.
+METADATA_SECONDS = 60.0
+#: Kafka's own default for max.message.bytes, taken where a topic's settings may not be read.
+DEFAULT_LIMIT_BYTES = 1_048_588
+
+#: What aiokafka raises when it cannot get through; becomes KafkaUnavailable.
+UNREACHABLE = (KafkaError, OSError, TimeoutError)
+
+
+class KafkaConnection:
+    """Makes short-lived connections for questions about topics, and the options for the long-lived ones."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def options(self, request_seconds: float) -> dict[str, Any]:
+        """Arguments that every client of aiokafka takes."""
+        settings = self.settings
+        security = settings.kafka_security.upper()
+        options: dict[str, Any] = {
+            "bootstrap_servers": [server.strip() for server in settings.kafka.split(",")],
+            "client_id": settings.app,
+            "request_timeout_ms": int(request_seconds * 1000),
+            "metadata_max_age_ms": int(METADATA_SECONDS * 1000),
+            "security_protocol": security,
+        }
+        if security in ("SSL", "SASL_SSL"):
+            options["ssl_context"] = ssl.create_default_context(cafile=settings.kafka_cafile)
+        if security in ("SASL_PLAINTEXT", "SASL_SSL"):
+            password = settings.kafka_password
+            options["sasl_mechanism"] = settings.kafka_sasl_mechanism
+            options["sasl_plain_username"] = settings.kafka_username
+            options["sasl_plain_password"] = None if password is None else password.reveal()
+        return options
+
+    def unavailable(self, error: BaseException) -> KafkaUnavailable:
+        """What to raise in place of an error of aiokafka."""
+        cause = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+        return KafkaUnavailable(self.settings.kafka, cause)
+
+    async def partition_counts(self) -> dict[str, int]:
+        """Every topic and how many partitions it has. Raises KafkaUnavailable."""
+        async with self._admin() as admin:
+            return await _partition_counts(admin)
+
+    async def check_topics(self, topics: Iterable[str]) -> dict[str, int]:
+        """How many partitions each of these has. Raises TopicError where one does not exist, or KafkaUnavailable."""
+        counts = await self.partition_counts()
+        for topic in topics:
+            if topic not in counts:
+                raise TopicError(
+                    topic, "does not exist", "Check its name, or create it; `engine doctor` lists the topics."
+                )
+        return {topic: counts[topic] for topic in topics}
+
+    async def record_limit(self, topic: str) -> int:
+        """The size of the largest batch of records, and so of the largest record, that a topic takes, in bytes."""
+        async with self._admin() as admin:
+            resource = ConfigResource(ConfigResourceType.TOPIC, topic, configs={"max.message.bytes": ""})
+            (answer,) = await admin.describe_configs([resource])
+        # Without the right to read its settings the list is empty.
+        sizes = [int(entry[1]) for resource in answer.resources for entry in resource[4]]
+        return min([*sizes, self.settings.max_record_bytes] if sizes else [DEFAULT_LIMIT_BYTES])
+
+    async def ensure_topics(self, topics: Sequence[TopicSpec]) -> list[str]:
+        """Make the topics that are missing; answers their names. Raises KafkaUnavailable or TopicError."""
+        async with self._admin() as admin:
+            present = await _partition_counts(admin)
+            missing = [topic for topic in topics if topic.name not in present]
+            if not missing:
+                return []
+            answer = await admin.create_topics(
+                [NewTopic(t.name, t.partitions, t.replication_factor, topic_configs=dict(t.config)) for t in missing]
+            )
+            for name, code, message in answer.topic_errors:
+                # Another engine that starts at the same time may have been first: that is as good.
+                if code not in (0, TopicAlreadyExistsError.errno):
+                    raise TopicError(
+                        name, message or for_code(code).__name__, "Correct its settings, or make it yourself."
+                    )
+            # A broker answers from its own copy of the metadata, which follows a little later; clients ask there.
+            names = [topic.name for topic in missing]
+            while not set(names) <= (await _partition_counts(admin)).keys():  # noqa: ASYNC110  # Kafka has no event for it
+                await asyncio.sleep(0.02)
+            return names
+
+    @asynccontextmanager
+    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        admin = AIOKafkaAdminClient(**self.options(REQUEST_SECONDS))
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                await admin.start()
+                yield admin
+        except UNREACHABLE as error:
+            raise self.unavailable(error) from error
+        finally:
+            await admin.close()
+
+
+async def _partition_counts(admin: AIOKafkaAdminClient) -> dict[str, int]:
+    # All topics are asked for: naming one would make it where the cluster makes topics automatically.
+    return {
+        topic["topic"]: len(topic["partitions"])
+        for topic in await admin.describe_topics()
+        if topic["error_code"] == 0 and topic["partitions"]
+    }
