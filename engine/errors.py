@@ -105,6 +105,19 @@ class KafkaUnavailable(EngineError):
         )
 
 
+class ApacheError(EngineError):
+    """Raised when a Kafka of one's own does not start. Nothing is left running; the remedy is in the text."""
+
+    exit_code = 4
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(cause, remedy)
+        self.cause, self.remedy = cause, remedy
+
+    def __str__(self) -> str:
+        return f"cannot start Apache Kafka: {self.cause}. {self.remedy}"
+
+
 class DaskUnavailable(EngineError):
     """Raised when the Dask scheduler does not answer in time. Open runs stay open; a command exits."""
 
