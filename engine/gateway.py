@@ -92,6 +92,7 @@ class Gateway:
             ],
             exception_handlers={HTTPException: _answer_http_error},
         )
+        app.router.redirect_slashes = False
         config = uvicorn.Config(
             app,
             http="h11",
@@ -122,42 +123,41 @@ class Gateway:
 
     async def _take(self, request: Request) -> Response:
         topic = request.path_params["topic"]
-        held = 0
         body = bytearray()
-        limit = self._settings.max_record_bytes
         try:
             self._check(request, topic)
-            async with asyncio.timeout(BODY_SECONDS):
-                async for chunk in request.stream():
-                    held += len(chunk)
-                    self._held_bytes += len(chunk)
-                    if held > limit:
-                        raise RecordTooLarge(topic, held, limit)
-                    if self._held_bytes > BODIES_AT_ONCE * limit:
-                        raise _RefusedError(503, "busy", "too many bodies are being read at once; try again")
-                    body += chunk
+            await self._read_body(request, topic, body)
             events = _events(request, topic, bytes(body))
             positions = await self._sink.write([_outgoing(topic, event) for event in events])
         except EngineError as error:
             # Nothing was written, except perhaps where Kafka gave up half-way: the sender is told to send again.
             return _refusal(error)
-        except TimeoutError:
-            # Nothing was written: the body never came whole.
-            return _answer(408, "timeout", f"the body did not come within {BODY_SECONDS:g} s")
         except ClientDisconnect:
             # Nothing was written, and nobody is there to be told.
             return Response(status_code=400)
         finally:
-            self._held_bytes -= held
+            self._held_bytes -= len(body)
         return _json(202, {"accepted": len(positions), "positions": [str(position) for position in positions]})
+
+    async def _read_body(self, request: Request, topic: str, body: bytearray) -> None:
+        limit = self._settings.max_record_bytes
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    self._held_bytes += len(chunk)
+                    if len(body) > limit:
+                        raise RecordTooLarge(topic, len(body), limit)
+                    if self._held_bytes > BODIES_AT_ONCE * limit:
+                        raise _RefusedError(503, "busy", "too many bodies are being read at once; try again")
+        except TimeoutError as error:
+            raise _RefusedError(408, "timeout", f"the body did not come within {BODY_SECONDS:g} s") from error
 
     def _check(self, request: Request, topic: str) -> None:
         host = request.url.hostname or ""
         if not self._settings.allow_plaintext and not is_loopback(host):
             # A web page can make its own name point to this machine; it cannot choose the Host that is sent along.
-            raise _RefusedError(
-                421, "wrong-host", f"this endpoint does not serve {host}; call it by its loopback address"
-            )
+            raise _RefusedError(421, "wrong-host", f"{host} is not served here; use the loopback address")
         if not _TOPIC.match(topic):
             raise TopicError(topic, "is not a valid name of a topic", "Use letters, digits, . _ and -.")
         if topic.startswith((f"{self._settings.app}.", "__")):
