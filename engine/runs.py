@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from engine.states import Origin, State, StateChange, follow, utc
+from engine.states import Failure, Origin, State, StateChange, follow, utc
 
 
 def run_id_of(flow: str, source: str, event_id: str) -> str:
@@ -39,6 +39,7 @@ class FlowRun:
     __slots__ = (
         "attempt",
         "event",
+        "failure",
         "flow",
         "key",
         "offset",
@@ -66,6 +67,8 @@ class FlowRun:
         self.state: State = scheduled.state
         self.seq = scheduled.seq
         self.attempt = 0
+        #: The first task that failed or crashed, which decides the end of the run; None while there is none.
+        self.failure: tuple[State, Failure] | None = None
         self.tasks: dict[str, TaskRun] = {}
 
     def apply(self, change: StateChange) -> bool:
@@ -82,6 +85,8 @@ class FlowRun:
             task = self.tasks.setdefault(change.task_run_id, TaskRun())
             task.state = follow(f"task run {change.task_run_id}", task.state, change.state)
             task.attempt = change.attempt
+            if change.error is not None and change.state.is_end and self.failure is None:
+                self.failure = (change.state, change.error)
         self.seq = change.seq
         return True
 

@@ -1,0 +1,200 @@
+"""The Dask cluster: an Executor that submits graphs, shares futures and hears from the scheduler plugin.
+
+With `engine.scheduler` the only importer of distributed. It wants no futures back: the plugin holds the keys, the
+workers' reports say what became of them, and a result travels inside its report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dask._expr import LLGExpr
+from dask._task_spec import Task, TaskRef
+from distributed import Client
+from distributed.protocol import to_serialize
+from distributed.protocol.serialize import Serialized, ToPickle, serialize
+
+from engine.errors import DaskUnavailable
+from engine.executor import OnReports, Submission
+from engine.logs import logger
+from engine.scheduler import NAME, ReportPlugin, RunsPlugin, decode_reports, run_async_call, run_call
+
+#: How often the connection is looked at.
+_WATCH_SECONDS = 0.5
+#: Messages of one stream wait for each other so long; Dask's own 10 ms would be half of our latency.
+_STREAM_INTERVAL_SECONDS = 0.002
+#: Larger graphs go to the scheduler in pieces, so that none blocks its loop for long.
+_CHUNK_CALLS = 1_000
+
+
+class Cluster:
+    """One engine's connection to a Dask scheduler."""
+
+    def __init__(self, app: str, address: str, connect_timeout_seconds: float = 10.0) -> None:
+        self.address = address
+        #: Empty while submissions can be taken; otherwise why not.
+        self.trouble = f"not connected to the Dask scheduler at {address} yet"
+        self._app = app
+        self._timeout_seconds = connect_timeout_seconds
+        self._client: Client | None = None
+        self._comm: Any = None
+        self._token = ""
+        self._owned: dict[int, int] = {}
+        self._on_reports: OnReports = lambda reports: None
+        self._on_reset: Callable[[], None] = lambda: None
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def start(self, on_reports: OnReports, on_reset: Callable[[], None]) -> None:
+        """Connect, and stay connected. Raises DaskUnavailable."""
+        self._on_reports, self._on_reset = on_reports, on_reset
+        await self._connect()
+        self._watcher = asyncio.create_task(self._watch(), name="engine-cluster-watch")
+
+    def own(self, partition: int, epoch: int) -> None:
+        """See engine.executor.Executor."""
+        self._owned[partition] = epoch
+        self._send({"op": "engine-own", "app": self._app, "partition": partition, "epoch": epoch})
+
+    def submit(self, submissions: Sequence[Submission]) -> None:
+        """All calls of all submissions in one message to the scheduler; very wide graphs in a few."""
+        chunk: list[Submission] = []
+        count = 0
+        for submission in submissions:
+            chunk.append(submission)
+            count += len(submission.calls)
+            if count >= _CHUNK_CALLS:
+                self._submit(chunk)
+                chunk, count = [], 0
+        if chunk:
+            self._submit(chunk)
+
+    def forget(self, run_id: str, keys: Sequence[str]) -> None:
+        """See engine.executor.Executor."""
+        self._send({"op": "engine-forget", "run_id": run_id, "keys": list(keys)})
+
+    def release(self, run_id: str, keep_seconds: float) -> None:
+        """See engine.executor.Executor."""
+        self._send({"op": "engine-release", "run_id": run_id, "keep_seconds": keep_seconds})
+
+    async def close(self) -> None:
+        """Disconnect. What was submitted goes on: the plugin holds it for the next owner."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+        if self._client is not None:
+            await self._client.close(timeout=2)
+        self.trouble = "closed"
+
+    def _submit(self, submissions: Sequence[Submission]) -> None:
+        graph: dict[str, Task] = {}
+        order: dict[str, int] = {}
+        depth: dict[str, int] = {}
+        runs: list[tuple[str, int, int, str | None]] = []
+        for submission in submissions:
+            keys = {call.index: call.key for call in submission.calls}
+            shared = None
+            for call in submission.calls:
+                key = keys[call.index]
+                inputs = [TaskRef(keys[index]) for index in call.dependencies]
+                graph[key] = Task(key, run_async_call if call.is_async else run_call, call, *inputs)
+                order[key] = len(order)
+                depth[key] = call.depth
+                if call.returns:
+                    shared = key
+            runs.append((submission.run_id, submission.partition, submission.epoch, shared))
+        self._send({"op": "engine-hold", "app": self._app, "runs": runs})
+        # What Client.get sends, without the futures that it would make here: a future each costs more than the submit.
+        self._send(
+            {
+                "op": "update-graph",
+                "expr_ser": Serialized(*serialize(to_serialize(LLGExpr(graph)), on_error="raise")),
+                "keys": set(graph),
+                "internal_priority": order,
+                "user_priority": depth,
+                "submitting_task": None,
+                "fifo_timeout": 0.1,
+                "actors": None,
+                "code": ToPickle(()),
+                "annotations": ToPickle({}),
+                "span_metadata": ToPickle({}),
+            }
+        )
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._client is None or self._comm is None or self._comm.closed():
+            return  # nothing is lost: everything open is submitted again after the reset that follows a reconnect
+        self._comm.send(message)
+
+    async def _connect(self) -> None:
+        try:
+            client = await Client(
+                self.address, asynchronous=True, timeout=self._timeout_seconds, set_as_default=False, name="engine"
+            )
+        except (OSError, TimeoutError, ValueError, ImportError) as error:
+            raise DaskUnavailable(self.address, f"{error}") from error
+        try:
+            await client.register_plugin(RunsPlugin())
+            await client.register_plugin(ReportPlugin())
+            self._token = await client.scheduler.engine_token()
+        except Exception as error:  # whatever the other side answers: it is not a scheduler we can work with
+            await client.close(timeout=2)
+            raise DaskUnavailable(self.address, f"the scheduler refused the engine's plugin: {error}") from error
+        client.subscribe_topic(NAME, self._hear)
+        self._client = client
+        self._adopt()
+        self.trouble = ""
+
+    def _adopt(self) -> None:
+        assert self._client is not None
+        self._comm = self._client.scheduler_comm
+        self._comm.interval = _STREAM_INTERVAL_SECONDS
+        for partition, epoch in self._owned.items():
+            self._send({"op": "engine-own", "app": self._app, "partition": partition, "epoch": epoch})
+
+    def _hear(self, event: bytes) -> None:
+        self._on_reports(decode_reports(event))
+
+    async def _watch(self) -> None:
+        """Notice a lost connection, a new scheduler at the old address, and get back in touch with either."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            try:
+                await self._check()
+            except DaskUnavailable as error:
+                if not self.trouble:
+                    logger.warning("lost the Dask scheduler; open runs wait for it", dask=self.address, error=str(error))
+                self.trouble = str(error)
+
+    async def _check(self) -> None:
+        client = self._client
+        if client is None or client.status in ("closed", "closing"):
+            await self._connect()
+            self._say_back()
+            return
+        comm = client.scheduler_comm
+        if client.status != "running" or comm is None or comm.closed():
+            raise DaskUnavailable(self.address, "the connection is lost")
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                token = await client.scheduler.engine_token()
+        except (OSError, TimeoutError) as error:
+            raise DaskUnavailable(self.address, f"{error}") from error
+        except Exception:  # a scheduler that does not know us: a new one at the old address
+            token = ""
+        if token != self._token:
+            self._client = None
+            await client.close(timeout=2)
+            await self._connect()
+            self._say_back()
+        elif comm is not self._comm:
+            self._adopt()
+            self.trouble = ""
+            self._say_back()
+
+    def _say_back(self) -> None:
+        logger.info("in touch with the Dask scheduler again; open runs go on", dask=self.address)
+        self._on_reset()

@@ -1,0 +1,187 @@
+"""The intake: reads event topics and writes one SCHEDULED state change for each flow an event starts.
+
+Source offsets are committed only after what their records became is acknowledged; what cannot become a run goes to the
+dead-letter topic, and the partition goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+
+from engine.broker import Broker, Outgoing, Partition, Record, Sink
+from engine.errors import EventError, KafkaUnavailable
+from engine.events import RawEvent, Reason, read
+from engine.logs import logger
+from engine.runs import run_id_of
+from engine.settings import Settings
+from engine.states import Envelope, Origin, State, StateChange, utc
+from engine.telemetry import Tracer, child_of
+from engine.triggers import Match, Refusal, Triggers
+
+_POLL_SECONDS = 0.2
+_COMMIT_INTERVAL_SECONDS = 0.5
+_MAX_BACKOFF_SECONDS = 5.0
+#: What headers, key and the other fields of a SCHEDULED may take beside its parameters.
+_OVERHEAD_BYTES = 65_536
+_MAX_ERROR_TEXT = 4_096
+
+
+class Intake:
+    """A member of the group ``<app>.intake``."""
+
+    def __init__(self, settings: Settings, broker: Broker, sink: Sink, triggers: Triggers, tracer: Tracer) -> None:
+        self._settings = settings
+        self._sink = sink
+        self._triggers = triggers
+        self._tracer = tracer
+        self._source = broker.source(triggers.topics, group=settings.intake_group)
+        self._done: dict[Partition, int] = {}
+        self._committed_at = 0.0
+        self._is_closing = False
+        #: Empty while records flow; otherwise what they wait for.
+        self.trouble = "not started"
+
+    async def start(self) -> None:
+        """Join the group. Raises KafkaUnavailable or TopicError."""
+        await self._source.start()
+        self.trouble = ""
+
+    async def run(self) -> None:
+        """Take events in until ``close``."""
+        while not self._is_closing:
+            records = await self._source.poll(timeout_seconds=_POLL_SECONDS, max_records=self._settings.poll_records)
+            if records:
+                await self._take(records)
+            await self._commit()
+
+    async def close(self) -> None:
+        """Finish the records in hand, commit, leave the group. Call after ``run`` has returned or was never begun."""
+        self._is_closing = True
+        self._committed_at = 0.0
+        await self._commit()
+        await self._source.close()
+
+    def stop(self) -> None:
+        """Make ``run`` return after the records it has in hand."""
+        self._is_closing = True
+
+    async def _take(self, records: list[Record]) -> None:
+        started_at = time.time()
+        outgoing: list[Outgoing] = []
+        spans: list[tuple[Record, str, str | None, str, str, StateChange | None]] = []
+        for record in records:
+            producer, context, event_id, changes = self._translate(record, started_at, outgoing)
+            spans.append((record, context, producer, event_id, "", None))
+            spans.extend((record, context, producer, event_id, parent, change) for parent, change in changes)
+        if outgoing:
+            await self._write(outgoing)
+        # Only now: an offset committed earlier would lose the event if we died in between.
+        for record in records:
+            self._done[record.topic, record.partition] = record.offset + 1
+        if self._tracer.is_on:
+            self._trace(spans, started_at, time.time())
+
+    def _translate(
+        self, record: Record, now: float, outgoing: list[Outgoing]
+    ) -> tuple[str | None, str, str, list[tuple[str, StateChange]]]:
+        """Add what ``record`` becomes to ``outgoing``; answers what its spans need."""
+        changes: list[tuple[str, StateChange]] = []
+        try:
+            event = read(record.value, record.headers, record.position)
+        except EventError as error:
+            outgoing.append(self._dead_letter(record, error, None, now))
+            return None, self._tracer.begin(None, record.position), str(record.position), changes
+        context = self._tracer.begin(event.traceparent, record.position)
+        for found in self._triggers.match(record.topic, event):
+            if isinstance(found, Match) and len(found.parameters) + _OVERHEAD_BYTES > self._settings.max_record_bytes:
+                limit = self._settings.max_record_bytes
+                too_large = EventError(Reason.TOO_LARGE, f"{len(found.parameters):,} bytes of parameters, limit {limit:,}")
+                found = Refusal(found.flow, too_large)
+            if isinstance(found, Refusal):
+                outgoing.append(self._dead_letter(record, found.error, found.flow, now))
+                continue
+            change = self._scheduled(found, event, record, now)
+            send = child_of(context, change.run_id, 0, 0, "send")
+            value, headers = Envelope.of(self._settings.app, change.run_id).write(change, send)
+            key = change.run_id if found.key is None else found.key
+            outgoing.append(Outgoing(self._settings.states_topic, key.encode(), value, headers))
+            changes.append((send, change))
+        return event.traceparent, context, event.id, changes
+
+    def _scheduled(self, match: Match, event: RawEvent, record: Record, now: float) -> StateChange:
+        return StateChange(
+            run_id=run_id_of(match.flow, event.source, event.id),
+            flow=match.flow,
+            state=State.SCHEDULED,
+            seq=0,
+            epoch=0,
+            attempt=0,
+            at=utc(now),
+            parameters=msgspec.Raw(match.parameters),
+            event=Origin(event.source, event.id, event.type, record.topic, record.partition, record.offset),
+            key=match.key,
+        )
+
+    def _dead_letter(self, record: Record, error: EventError, flow: str | None, now: float) -> Outgoing:
+        value = record.value
+        if value is not None and len(value) + _OVERHEAD_BYTES > self._settings.max_record_bytes:
+            # Not even the dead-letter topic takes it: the letter says where the record lies.
+            error = EventError(Reason.TOO_LARGE, f"{len(value):,} bytes; the record is at its origin")
+            value = None
+        headers = [
+            *record.headers,
+            ("x-engine-reason", error.reason.encode()),
+            ("x-engine-error", error.cause[:_MAX_ERROR_TEXT].encode(errors="replace")),
+            ("x-engine-origin", str(record.position).encode()),
+            ("x-engine-at", utc(now).isoformat().encode()),
+        ]
+        if flow is not None:
+            headers.append(("x-engine-flow", flow.encode()))
+        logger.warning("dead letter", reason=str(error.reason), error=error.cause, origin=str(record.position), flow=flow)
+        return Outgoing(self._settings.dead_letters_topic, record.key, value, tuple(headers))
+
+    async def _write(self, outgoing: list[Outgoing]) -> None:
+        backoff_seconds = 0.1
+        while True:
+            try:
+                await self._sink.write(outgoing)
+                break
+            except KafkaUnavailable as error:
+                # Nothing is committed, so nothing is lost; written again it may repeat, and run ids tell repeats.
+                if not self.trouble:
+                    logger.warning("events wait for Kafka", error=str(error))
+                self.trouble = str(error)
+                await asyncio.sleep(backoff_seconds)
+                backoff_seconds = min(backoff_seconds * 2, _MAX_BACKOFF_SECONDS)
+        self.trouble = ""
+
+    async def _commit(self) -> None:
+        now = time.monotonic()
+        if not self._done or now - self._committed_at < _COMMIT_INTERVAL_SECONDS:
+            return
+        self._committed_at = now
+        try:
+            if await self._source.commit(self._done):
+                self._done.clear()
+            else:
+                # The group is rebalancing: the records come again, to us or another, and make the same run ids.
+                self._done = {part: offset for part, offset in self._done.items() if part in self._source.assignment}
+        except KafkaUnavailable as error:
+            # The offsets stay in hand for the next try.
+            logger.warning("cannot commit the events taken in", error=str(error))
+
+    def _trace(
+        self,
+        spans: list[tuple[Record, str, str | None, str, str, StateChange | None]],
+        started_at: float,
+        ended_at: float,
+    ) -> None:
+        for record, context, producer, event_id, send, change in spans:
+            if change is None:
+                group = self._settings.intake_group
+                self._tracer.process(context, producer, record.position, group, event_id, started_at, ended_at)
+            else:
+                self._tracer.send(send, context, change, self._settings.states_topic, started_at, ended_at)

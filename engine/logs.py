@@ -1,0 +1,55 @@
+"""Logs: structlog, JSON or console by whether a terminal is there; standard logging goes the same way."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+from engine.telemetry import trace_id_of
+
+#: Handed out before logging is set up, too: it looks up the configuration at its first line.
+logger: Any = structlog.get_logger("engine")
+
+
+def configure(*, level: str = "INFO", as_json: bool | None = None) -> None:
+    """Send all logging of this process to standard error, as JSON unless that is a terminal."""
+    as_json = not sys.stderr.isatty() if as_json is None else as_json
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+    ]
+    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    # Exceptions become one JSON field; on a terminal the console renderer shows them better.
+    exceptions: list[Any] = [structlog.processors.format_exc_info] if as_json else []
+    numeric = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    structlog.configure(
+        processors=[*shared, *exceptions, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(numeric),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *exceptions, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    # These say at WARNING and above what we say ourselves, in words that name the remedy.
+    for name in ("aiokafka", "distributed.client", "distributed.comm", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL if name.startswith("aiokafka") else logging.ERROR)
+
+
+def run_fields(run_id: str, flow: str, traceparent: str | None, task: str | None = None) -> dict[str, str]:
+    """What every line of a run carries."""
+    fields = {"run_id": run_id, "flow": flow, "trace_id": trace_id_of(traceparent)}
+    if task is not None:
+        fields["task"] = task
+    return fields

@@ -1,0 +1,106 @@
+"""The publisher: state changes onto the state topic, in order, as few writes as possible; the last stage acknowledges.
+
+One write is under way at a time: what comes meanwhile goes with the next one, so the batch grows with the load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from engine.broker import Outgoing, Sink
+from engine.errors import KafkaUnavailable
+from engine.logs import logger
+from engine.runs import FlowRun
+from engine.states import Envelope, StateChange
+from engine.telemetry import Tracer, child_of
+
+_MAX_BACKOFF_SECONDS = 5.0
+#: A write takes at most so many changes, so that one never outgrows the producer.
+_MAX_BATCH = 2_000
+
+
+class _Pending(msgspec.Struct, frozen=True, gc=False):
+    change: StateChange
+    record: Outgoing
+    parent: str
+    context: str
+    on_acknowledged: Callable[[], None] | None
+
+
+class Publisher:
+    """Writes the state changes of one engine."""
+
+    def __init__(self, sink: Sink, topic: str, tracer: Tracer) -> None:
+        self._sink = sink
+        self._topic = topic
+        self._tracer = tracer
+        self._waiting: list[_Pending] = []
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        #: Empty while writes succeed; otherwise why the last one did not.
+        self.trouble = ""
+
+    @property
+    def backlog(self) -> int:
+        """Changes that wait for their write."""
+        return len(self._waiting)
+
+    def publish(
+        self,
+        run: FlowRun,
+        envelope: Envelope,
+        change: StateChange,
+        partition: int,
+        parent: str,
+        on_acknowledged: Callable[[], None] | None = None,
+    ) -> None:
+        """Queue a change. ``parent`` is the context of the span it belongs to; ``on_acknowledged`` must not raise."""
+        context = child_of(parent, change.run_id, change.epoch, change.seq, "send")
+        value, headers = envelope.write(change, context)
+        record = Outgoing(self._topic, run.record_key, value, headers, partition)
+        self._waiting.append(_Pending(change, record, parent, context, on_acknowledged))
+        self._idle.clear()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write until cancelled. Raises what no repetition mends, e.g. RecordTooLarge."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                batch, self._waiting = self._waiting[:_MAX_BATCH], self._waiting[_MAX_BATCH:]
+                await self._write(batch)
+            self._idle.set()
+
+    async def drain(self) -> None:
+        """Wait until everything queued so far is acknowledged."""
+        await self._idle.wait()
+
+    async def _write(self, batch: list[_Pending]) -> None:
+        records = [pending.record for pending in batch]
+        backoff_seconds = 0.1
+        while True:
+            started_at = time.time()
+            try:
+                await self._sink.write(records)
+                break
+            except KafkaUnavailable as error:
+                # The batch stays first in line: written again it may repeat changes, which readers drop by their seq.
+                if not self.trouble:
+                    logger.warning("state changes wait for Kafka", changes=len(records), error=str(error))
+                self.trouble = str(error)
+                await asyncio.sleep(backoff_seconds)
+                backoff_seconds = min(backoff_seconds * 2, _MAX_BACKOFF_SECONDS)
+        self.trouble = ""
+        if self._tracer.is_on:
+            ended_at = time.time()
+            for pending in batch:
+                self._tracer.send(pending.context, pending.parent, pending.change, self._topic, started_at, ended_at)
+        for pending in batch:
+            if pending.on_acknowledged is not None:
+                pending.on_acknowledged()

@@ -1,0 +1,268 @@
+"""What runs inside Dask's own processes: the scheduler plugin that holds runs and the worker plugin that reports.
+
+With `engine.cluster` the only importer of distributed. All state changes of the plugin happen in the scheduler's event
+loop, in the order in which messages of one stream arrive: own, hold, update-graph, forget, release.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from distributed import Scheduler, Worker, get_worker
+from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
+from tornado.ioloop import PeriodicCallback
+
+from engine.executor import Call, Report, run_of
+from engine.states import Failure, State
+from engine.telemetry import Tracer
+from engine.worker import execute, execute_async
+
+NAME = "engine"
+#: The pseudo-client in whose name the plugin holds keys, so that they outlive the engine that submitted them.
+_HOLDER = "engine-runs"
+#: A RUNNING report of its own is sent for attempts that last longer; shorter ones are told with their end.
+_LIVE_INTERVAL_MS = 50
+
+encode_reports = msgspec.msgpack.Encoder().encode
+decode_reports = msgspec.msgpack.Decoder(list[Report]).decode
+
+
+def variable_of(run_id: str) -> str:
+    """Name of the distributed Variable that has a run's final future."""
+    return f"run-{run_id}"
+
+
+class _Held:
+    """A run whose keys the scheduler keeps, and what its calls have come to."""
+
+    __slots__ = ("client", "keys", "reports", "shared", "slot")
+
+    def __init__(self, slot: tuple[str, int], client: str) -> None:
+        self.slot = slot
+        self.client = client
+        self.keys: set[str] = set()
+        self.reports: dict[int, Report] = {}
+        self.shared: str | None = None
+
+
+class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
+    """Holds the keys of open runs, refuses submissions of owners that lost their partition, passes reports on."""
+
+    name = NAME
+    idempotent = True
+
+    def __init__(self) -> None:
+        self.scheduler: Scheduler
+        #: Tells an engine whether it talks to the scheduler it knows.
+        self.token = ""
+        self._owners: dict[tuple[str, int], tuple[int, str]] = {}
+        self._runs: dict[str, _Held] = {}
+
+    async def start(self, scheduler: Scheduler) -> None:
+        """Called by the scheduler, once."""
+        self.scheduler = scheduler
+        self.token = os.urandom(8).hex()
+        scheduler.handlers["engine_token"] = self.tell_token
+        scheduler.stream_handlers.update(
+            {
+                "engine-own": self.own,
+                "engine-hold": self.hold,
+                "engine-report": self.report,
+                "engine-forget": self.forget,
+                "engine-release": self.release,
+            }
+        )
+
+    async def tell_token(self) -> str:
+        """Answers which life of the plugin this is."""
+        return self.token
+
+    def own(self, client: str, app: str, partition: int, epoch: int) -> None:
+        """``client`` drives the partition from ``epoch`` on."""
+        slot = (app, partition)
+        if epoch < self._owners.get(slot, (-1, ""))[0]:
+            return
+        self._owners[slot] = (epoch, client)
+        for held in self._runs.values():
+            if held.slot == slot:
+                held.client = client
+
+    def hold(self, client: str, app: str, runs: list[tuple[str, int, int, str | None]]) -> None:
+        """The next graph of ``client`` has these runs: (run_id, partition, epoch, key of the final result)."""
+        for run_id, partition, epoch, shared in runs:
+            slot = (app, partition)
+            if self._owners.get(slot) != (epoch, client):
+                continue  # a stale owner: update_graph drops what it submits
+            held = self._runs.get(run_id)
+            if held is None:
+                held = self._runs[run_id] = _Held(slot, client)
+            held.shared = shared or held.shared
+            if held.reports:
+                # The owner is new, or was away: what it missed is told again.
+                self._send(client, list(held.reports.values()))
+
+    def update_graph(self, scheduler: Scheduler, *, client: str, keys: set[Any], **_: Any) -> None:
+        """Take over the keys of runs that ``client`` owns, drop the others; before any of them reaches a worker."""
+        ours: list[str] = []
+        for key in keys:
+            run_id = run_of(key) if isinstance(key, str) else None
+            if run_id is None:
+                continue
+            ours.append(key)
+            held = self._runs.get(run_id)
+            if held is not None and held.client == client:
+                held.keys.add(key)
+        wanted = [key for key in ours if (run := self._runs.get(run_of(key) or "")) and run.client == client]
+        if wanted:
+            scheduler.client_desires_keys(wanted, _HOLDER)
+        for key in wanted:
+            run_id = run_of(key) or ""
+            if self._runs[run_id].shared == key:
+                self._share(run_id, key)
+        # The submitter's own wish goes: what is held lives on without it, what is stale loses its only reason to run.
+        scheduler.client_releases_keys(ours, client)
+
+    def report(self, worker: str, reports: bytes) -> None:
+        """Reports from a worker: kept while the run is held, passed on to its owner."""
+        self._take(decode_reports(reports))
+
+    def transition(self, key: Any, start: str, finish: str, *_: Any, **details: Any) -> None:
+        """Tell the owner of a task that erred without a report of its own: its worker died, or could not load it."""
+        if finish != "erred" or not isinstance(key, str) or (run_id := run_of(key)) is None:
+            return
+        held = self._runs.get(run_id)
+        task = self.scheduler.tasks.get(key)
+        if held is None or task is None or task.exception_blame is not task:
+            return
+        call = task.run_spec.args[0]
+        known = held.reports.get(call.index)
+        if known is not None and known.state is State.FAILED and known.attempt == call.attempt:
+            return
+        text = details.get("exception_text") or task.exception_text or "the worker that ran it died"
+        failure = Failure(text.partition("(")[0] or "Crashed", text, details.get("traceback_text") or "")
+        at = time.time()
+        worker = str(details.get("worker") or "")
+        self._take([Report(run_id, call.index, State.CRASHED, call.attempt, 0.0, at, worker, failure)])
+
+    def forget(self, client: str, run_id: str, keys: list[str]) -> None:
+        """Drop results and errors of these calls: another attempt will be submitted under the same keys."""
+        held = self._runs.get(run_id)
+        if held is None or held.client != client:
+            return
+        for key in keys:
+            held.reports.pop(int(key.rpartition("-")[2]), None)
+        self._drop(held.keys.intersection(keys), run_id if held.shared in keys else None)
+        held.keys.difference_update(keys)
+
+    def release(self, client: str, run_id: str, keep_seconds: float) -> None:
+        """The run has ended and its end is on the state topic."""
+        held = self._runs.get(run_id)
+        if held is None or held.client != client:
+            return
+        del self._runs[run_id]
+        shared = run_id if held.shared else None
+        if keep_seconds > 0:
+            self.scheduler.loop.call_later(keep_seconds, self._drop, held.keys, shared)
+        else:
+            self._drop(held.keys, shared)
+
+    def _drop(self, keys: set[str], shared: str | None) -> None:
+        known = [key for key in keys if key in self.scheduler.tasks]
+        if shared is not None:
+            variables = self.scheduler.extensions["variables"].variables
+            record = variables.pop(variable_of(shared), None)
+            holder = f"variable-{variable_of(shared)}"
+            if record is not None and holder in self.scheduler.clients:
+                self.scheduler.client_releases_keys([record["value"]], holder)
+                del self.scheduler.clients[holder]  # distributed itself never removes these
+        if known:
+            self.scheduler.client_releases_keys(known, _HOLDER)
+
+    def _share(self, run_id: str, key: str) -> None:
+        """Put the final future into the run's Variable, as ``Variable.set`` would, but atomic with the submit."""
+        name = variable_of(run_id)
+        self.scheduler.client_desires_keys([key], f"variable-{name}")
+        self.scheduler.extensions["variables"].variables[name] = {"type": "Future", "value": key}
+
+    def _take(self, reports: Sequence[Report]) -> None:
+        by_client: dict[str, list[Report]] = {}
+        for report in reports:
+            held = self._runs.get(report.run_id)
+            if held is not None:
+                held.reports[report.index] = report
+                by_client.setdefault(held.client, []).append(report)
+        for client, own in by_client.items():
+            self._send(client, own)
+
+    def _send(self, client: str, reports: Sequence[Report]) -> None:
+        comm = self.scheduler.client_comms.get(client)
+        if comm is not None and not comm.closed():
+            comm.send({"op": "event", "topic": NAME, "event": encode_reports(reports)})
+
+
+class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
+    """A worker's reporter: buffers what its threads say and sends it from the worker's event loop."""
+
+    name = NAME
+    idempotent = True
+
+    def setup(self, worker: Worker) -> None:
+        """Called by the worker, once."""
+        self.address = worker.address
+        self.tracer = Tracer.from_environment("engine-worker")
+        self._worker = worker
+        self._ended: deque[Report] = deque()
+        self._begun: dict[tuple[str, int], Report] = {}
+        self._is_flushing = False
+        self._live = PeriodicCallback(self._tell_live, _LIVE_INTERVAL_MS)
+        worker.loop.add_callback(self._live.start)
+
+    def teardown(self, worker: Worker) -> None:
+        """Called by the worker when it closes."""
+        self._live.stop()
+        self.tracer.close()
+
+    def begin(self, report: Report) -> None:
+        """See engine.worker.Reporter."""
+        self._begun[report.run_id, report.index] = report
+
+    def end(self, report: Report) -> None:
+        """See engine.worker.Reporter."""
+        self._begun.pop((report.run_id, report.index), None)
+        self._ended.append(report)
+        if not self._is_flushing:
+            self._is_flushing = True
+            # Queued before Dask queues the end of the task, and on the same stream: the report arrives first.
+            self._worker.loop.add_callback(self._flush)
+
+    def _flush(self) -> None:
+        self._is_flushing = False  # before draining: a report that comes now asks for a flush of its own
+        reports: list[Report] = []
+        while self._ended:
+            reports.append(self._ended.popleft())
+        if reports:
+            self._send(reports)
+
+    def _tell_live(self) -> None:
+        if self._begun:
+            keys = list(self._begun)
+            reports = [report for key in keys if (report := self._begun.pop(key, None)) is not None]
+            self._send(reports)
+
+    def _send(self, reports: list[Report]) -> None:
+        self._worker.batched_send({"op": "engine-report", "reports": encode_reports(reports)})
+
+
+def run_call(call: Call, *results: Any) -> Any:
+    """The function of every task on the cluster."""
+    return execute(call, results, get_worker().plugins[NAME])
+
+
+async def run_async_call(call: Call, *results: Any) -> Any:
+    """The same for ``async def`` tasks, which run on the worker's event loop."""
+    return await execute_async(call, results, get_worker().plugins[NAME])

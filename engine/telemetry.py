@@ -1,0 +1,253 @@
+"""Telemetry: every span and attribute name, and the one place that makes spans.
+
+A span is made when it ends, as a value: nothing is held open, a span's id follows from what it describes, so another
+owner of the run ends the same span, and nothing is done for a trace that nobody samples.
+Names: OpenTelemetry semantic conventions 1.40, messaging (still "Development") and code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import Decision, Sampler
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+from engine.events import Position
+from engine.states import Failure, StateChange
+
+# Messaging conventions.
+_SYSTEM = "messaging.system"
+_OPERATION_NAME = "messaging.operation.name"
+_OPERATION_TYPE = "messaging.operation.type"
+_DESTINATION = "messaging.destination.name"
+_PARTITION = "messaging.destination.partition.id"
+_GROUP = "messaging.consumer.group.name"
+_OFFSET = "messaging.kafka.offset"
+_MESSAGE_ID = "messaging.message.id"
+_ERROR_TYPE = "error.type"
+# The engine's own.
+_APP = "engine.app"
+_FLOW = "engine.flow"
+_RUN_ID = "engine.run_id"
+_TASK = "engine.task"
+_TASK_RUN_ID = "engine.task_run_id"
+_ATTEMPT = "engine.attempt"
+_QUEUE_SECONDS = "engine.queue_seconds"
+_WORKER = "engine.worker"
+_STATE = "engine.state"
+_SEQ = "engine.seq"
+
+_SCOPE = InstrumentationScope("engine")
+_SAMPLED = frozenset("13579bdf")
+
+
+def is_sampled(traceparent: str | None) -> bool:
+    """Whether somebody records the trace."""
+    return bool(traceparent) and traceparent[-1:] in _SAMPLED  # type: ignore[index]
+
+
+def trace_id_of(traceparent: str | None) -> str:
+    """The trace id, 32 hex digits; empty where there is no trace."""
+    return traceparent[3:35] if traceparent else ""
+
+
+def child_of(traceparent: str, *identity: object) -> str:
+    """The context of the span that ``identity`` names inside the trace of ``traceparent``.
+
+    A trace that is not sampled is passed on unchanged, as W3C has it for those who record nothing.
+    """
+    if not is_sampled(traceparent):
+        return traceparent
+    digest = hashlib.blake2b("/".join(map(str, identity)).encode(), digest_size=8)
+    return f"{traceparent[:36]}{digest.hexdigest()}{traceparent[52:]}"
+
+
+def run_context(scheduled_traceparent: str, run_id: str) -> str:
+    """The context of a flow run's span: child of the ``send`` that scheduled it."""
+    return child_of(scheduled_traceparent, run_id, "run")
+
+
+def attempt_context(run_traceparent: str, task_run_id: str, attempt: int) -> str:
+    """The context of one attempt's span: child of the run's."""
+    return child_of(run_traceparent, task_run_id, attempt)
+
+
+class Tracer:
+    """Makes the spans of one process. Without a processor it makes none."""
+
+    def __init__(self, processor: SpanProcessor | None, sampler: Sampler | None, resource: Resource | None) -> None:
+        self._processor = processor
+        self._sampler = sampler
+        self._resource = resource
+
+    @classmethod
+    def from_environment(cls, service: str) -> Tracer:
+        """A tracer as the ``OTEL_*`` variables say: OTLP over HTTP where an endpoint is set, else one that makes nothing."""
+        environment = os.environ
+        endpoint = environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        off = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
+        if not endpoint or off or environment.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
+            return cls(None, None, None)
+        # Imported here: it brings requests and protobuf, which nobody without an endpoint should pay for.
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        resource = Resource.create() if "OTEL_SERVICE_NAME" in environment else Resource.create({"service.name": service})
+        sampler = TracerProvider(resource=resource, shutdown_on_exit=False).sampler
+        return cls(BatchSpanProcessor(OTLPSpanExporter()), sampler, resource)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether spans are made at all."""
+        return self._processor is not None
+
+    def begin(self, producer: str | None, position: Position) -> str:
+        """The context of the ``process`` span of a record: in the producer's trace, or at the root of a new one."""
+        if producer is not None:
+            return child_of(producer, position, "process") if self.is_on else producer
+        trace_id = os.urandom(16).hex()
+        flags = "00"
+        if self._sampler is not None:
+            decision = self._sampler.should_sample(None, int(trace_id, 16), "process").decision
+            flags = "01" if decision is Decision.RECORD_AND_SAMPLE else "00"
+        return f"00-{trace_id}-{os.urandom(8).hex()}-{flags}"
+
+    def process(
+        self,
+        context: str,
+        producer: str | None,
+        position: Position,
+        group: str,
+        event_id: str,
+        start: float,
+        end: float,
+    ) -> None:
+        """The record was looked at by the intake: parent is the producer's span, and a link to it is kept."""
+        if self._processor is None or not is_sampled(context):
+            return
+        links = () if producer is None else (Link(_context(producer)),)
+        attributes = {
+            **_messaging(position.topic, "process", "process"),
+            _PARTITION: str(position.partition),
+            _OFFSET: position.offset,
+            _GROUP: group,
+            _MESSAGE_ID: event_id,
+        }
+        self._end(f"process {position.topic}", SpanKind.CONSUMER, context, producer, start, end, attributes, None, links)
+
+    def run(self, context: str, parent: str, change: StateChange, app: str, started_at: float, failure: Failure | None) -> None:
+        """A flow run has ended with ``change``."""
+        if self._processor is None or not is_sampled(context):
+            return
+        attributes = {
+            _APP: app,
+            _FLOW: change.flow,
+            _RUN_ID: change.run_id,
+            _STATE: change.state.value,
+            _ATTEMPT: change.attempt,
+        }
+        end = change.at.timestamp()
+        self._end(f"run {change.flow}", SpanKind.INTERNAL, context, parent, started_at, end, attributes, failure)
+
+    def attempt(
+        self,
+        run_context: str,
+        *,
+        flow: str,
+        run_id: str,
+        task: str,
+        task_run_id: str,
+        attempt: int,
+        scheduled_at: float,
+        started_at: float,
+        ended_at: float,
+        worker: str,
+        failure: Failure | None,
+    ) -> None:
+        """An attempt of a task has ended on this worker."""
+        if self._processor is None or not is_sampled(run_context):
+            return
+        attributes = {
+            _FLOW: flow,
+            _RUN_ID: run_id,
+            _TASK: task,
+            _TASK_RUN_ID: task_run_id,
+            _ATTEMPT: attempt,
+            _QUEUE_SECONDS: max(0.0, started_at - scheduled_at),
+            _WORKER: worker,
+        }
+        context = attempt_context(run_context, task_run_id, attempt)
+        self._end(f"task {task}", SpanKind.INTERNAL, context, run_context, started_at, ended_at, attributes, failure)
+
+    def send(self, context: str, parent: str, change: StateChange, topic: str, start: float, end: float) -> None:
+        """A state change was sent and acknowledged."""
+        if self._processor is None or not is_sampled(context):
+            return
+        attributes: dict[str, Any] = {
+            **_messaging(topic, "send", "send"),
+            _MESSAGE_ID: f"{change.run_id}/{change.epoch}/{change.seq}",
+            _RUN_ID: change.run_id,
+            _STATE: change.state.value,
+            _SEQ: change.seq,
+        }
+        if change.task_run_id is not None:
+            attributes[_TASK_RUN_ID] = change.task_run_id
+        self._end(f"send {topic}", SpanKind.PRODUCER, context, parent, start, end, attributes, None)
+
+    def flush(self) -> None:
+        """Export what is waiting; blocks for at most a few seconds."""
+        if self._processor is not None:
+            self._processor.force_flush(5_000)
+
+    def close(self) -> None:
+        """Export what is waiting and stop; blocks for at most a few seconds."""
+        if self._processor is not None:
+            self._processor.shutdown()
+
+    def _end(
+        self,
+        name: str,
+        kind: SpanKind,
+        context: str,
+        parent: str | None,
+        start: float,
+        end: float,
+        attributes: Mapping[str, Any],
+        failure: Failure | None,
+        links: tuple[Link, ...] = (),
+    ) -> None:
+        if failure is not None:
+            attributes = {**attributes, _ERROR_TYPE: failure.type}
+        span = ReadableSpan(
+            name=name,
+            context=_context(context),
+            parent=None if parent is None else _context(parent, is_remote=True),
+            resource=self._resource,
+            attributes=attributes,
+            links=links,
+            kind=kind,
+            status=Status() if failure is None else Status(StatusCode.ERROR, f"{failure.type}: {failure.message}"[:500]),
+            start_time=int(start * 1e9),
+            end_time=int(max(start, end) * 1e9),
+            instrumentation_scope=_SCOPE,
+        )
+        self._processor.on_end(span)  # type: ignore[union-attr]
+
+
+def _messaging(topic: str, name: str, kind: str) -> dict[str, Any]:
+    return {_SYSTEM: "kafka", _DESTINATION: topic, _OPERATION_NAME: name, _OPERATION_TYPE: kind}
+
+
+def _context(traceparent: str, is_remote: bool = False) -> SpanContext:
+    return SpanContext(
+        int(traceparent[3:35], 16),
+        int(traceparent[36:52], 16),
+        is_remote,
+        TraceFlags(int(traceparent[53:55], 16)),
+    )
