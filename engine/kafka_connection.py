@@ -89,9 +89,7 @@ class KafkaConnection:
             missing = [topic for topic in topics if topic.name not in present]
             if not missing:
                 return []
-            answer = await admin.create_topics(
-                [NewTopic(t.name, t.partitions, t.replication_factor, topic_configs=dict(t.config)) for t in missing]
-            )
+            answer = await admin.create_topics([_new_topic(topic) for topic in missing])
             for name, code, message in answer.topic_errors:
                 # Another engine that starts at the same time may have been first: that is as good.
                 if code not in (0, TopicAlreadyExistsError.errno):
@@ -124,3 +122,9 @@ async def _partition_counts(admin: AIOKafkaAdminClient) -> dict[str, int]:
         for topic in await admin.describe_topics()
         if topic["error_code"] == 0 and topic["partitions"]
     }
+
+
+def _new_topic(topic: TopicSpec) -> NewTopic:
+    # aiokafka takes -1, which leaves it to the broker, only beside an assignment of replicas, be it empty.
+    assignment: dict[int, list[int]] | None = {} if -1 in (topic.partitions, topic.replication_factor) else None
+    return NewTopic(topic.name, topic.partitions, topic.replication_factor, assignment, dict(topic.config))
