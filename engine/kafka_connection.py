@@ -68,9 +68,7 @@ class KafkaConnection:
         counts = await self.partition_counts()
         for topic in topics:
             if topic not in counts:
-                raise TopicError(
-                    topic, "does not exist", "Check its name, or create it; `engine doctor` lists the topics."
-                )
+                raise TopicError(topic, "does not exist", "Check its name, or create it; `engine doctor` lists the topics.")
         return {topic: counts[topic] for topic in topics}
 
     async def record_limit(self, topic: str) -> int:
@@ -93,9 +91,7 @@ class KafkaConnection:
             for name, code, message in answer.topic_errors:
                 # Another engine that starts at the same time may have been first: that is as good.
                 if code not in (0, TopicAlreadyExistsError.errno):
-                    raise TopicError(
-                        name, message or for_code(code).__name__, "Correct its settings, or make it yourself."
-                    )
+                    raise TopicError(name, message or for_code(code).__name__, "Correct its settings, or make it yourself.")
             # A broker answers from its own copy of the metadata, which follows a little later; clients ask there.
             names = [topic.name for topic in missing]
             while not set(names) <= (await _partition_counts(admin)).keys():  # noqa: ASYNC110  # Kafka has no event for it

@@ -76,14 +76,11 @@ class KafkaSink:
         """
         if not records:
             return []
-        for topic in {record.topic for record in records} - (self._topics.keys() - self._stale):
-            counts = await self._connection.check_topics([topic])
-            self._topics[topic] = _Topic(counts[topic], await self._connection.record_limit(topic))
-            self._stale.discard(topic)
-        batches = self._pack(records)
         deliveries: list[asyncio.Future[Any]] = []
         failure: EngineError | None = None
         async with self._turn:
+            await self._look_up({record.topic for record in records})
+            batches = self._pack(records)
             producer = await self._usable()
             try:
                 async with asyncio.timeout(self._delivery_seconds):
@@ -124,6 +121,12 @@ class KafkaSink:
             if producer is not None:
                 await _stop(producer, self._delivery_seconds)
 
+    async def _look_up(self, topics: set[str]) -> None:
+        for topic in topics - (self._topics.keys() - self._stale):
+            counts = await self._connection.check_topics([topic])
+            self._topics[topic] = _Topic(counts[topic], await self._connection.record_limit(topic))
+            self._stale.discard(topic)
+
     def _pack(self, records: Sequence[Outgoing]) -> list[_Batch]:
         """All batches of a write, in order; nothing is sent before the last record has been found to fit."""
         batches: list[_Batch] = []
@@ -131,6 +134,7 @@ class KafkaSink:
         chance: dict[str, int] = {}
         for index, record in enumerate(records):
             name, key, partition = record.topic, record.key, record.partition
+            headers = list(record.headers)
             topic = self._topics[name]
             if partition is None:
                 if key is not None:
@@ -141,14 +145,11 @@ class KafkaSink:
                 raise TopicError(name, f"has no partition {partition}", f"It has {topic.partitions}.")
             place = (name, partition)
             batch = filling.get(place)
-            if (
-                batch is None
-                or batch.builder.append(timestamp=None, key=key, value=record.value, headers=record.headers) is None
-            ):
+            if batch is None or batch.builder.append(timestamp=None, key=key, value=record.value, headers=headers) is None:
                 batch = filling[place] = _Batch(name, partition, BatchBuilder(min(BATCH_BYTES, topic.limit), 0))
                 batches.append(batch)
                 # The first record of a batch always fits the builder, whatever its size.
-                batch.builder.append(timestamp=None, key=key, value=record.value, headers=record.headers)
+                batch.builder.append(timestamp=None, key=key, value=record.value, headers=headers)
                 if (size := batch.builder.size()) > topic.limit:
                     raise RecordTooLarge(name, size, topic.limit)
             batch.indexes.append(index)

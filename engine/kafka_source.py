@@ -112,9 +112,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             raise self._connection.unavailable(error) from error
         records: list[Record] = []
         for (topic, partition), batch in found.items():
-            records += [
-                Record(topic, partition, r.offset, r.key, r.value, _headers(r.headers), r.timestamp) for r in batch
-            ]
+            records += [Record(topic, partition, r.offset, r.key, r.value, _headers(r.headers), r.timestamp) for r in batch]
         return records
 
     async def commit(self, offsets: Mapping[Partition, int]) -> bool:
