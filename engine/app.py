@@ -1,0 +1,162 @@
+"""The app: builds the parts from settings, starts and stops them in order; decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from engine.broker import Broker, TopicSpec
+from engine.dispatcher import Dispatcher
+from engine.errors import DaskUnavailable, EngineError, KafkaUnavailable
+from engine.executor import Executor
+from engine.flows import Flow
+from engine.gateway import Gateway
+from engine.intake import Intake
+from engine.logs import logger
+from engine.publisher import Publisher
+from engine.settings import Settings
+from engine.telemetry import Tracer
+from engine.triggers import Triggers
+
+R = TypeVar("R")
+
+_RETRY_SECONDS = 1.0
+
+
+class App:
+    """One engine: intake, dispatcher, publisher and HTTP endpoint on one event loop."""
+
+    def __init__(self, settings: Settings, flows: Mapping[str, Flow[..., Any]], broker: Broker, executor: Executor) -> None:
+        self.settings = settings
+        self._broker = broker
+        self._executor = executor
+        self._tracer = Tracer.from_environment(f"engine-{settings.app}")
+        # One producer each, because a slow write of one must not hold the other's batch back.
+        self._intake_sink = broker.sink()
+        self._state_sink = broker.sink()
+        self._triggers = Triggers(flows.values())
+        self._publisher = Publisher(self._state_sink, settings.states_topic, self._tracer)
+        self._dispatcher = Dispatcher(settings, broker, self._state_sink, flows, executor, self._publisher, self._tracer)
+        self._intake = (
+            Intake(settings, broker, self._intake_sink, self._triggers, self._tracer) if self._triggers.topics else None
+        )
+        self._gateway = Gateway(settings, self._intake_sink, self.readiness) if settings.http else None
+        self._stop = asyncio.Event()
+        self._is_started = False
+
+    @property
+    def http(self) -> str | None:
+        """Where the HTTP endpoint listens, ``host:port``; None where it is off."""
+        return self._gateway.address if self._gateway is not None and self._is_started else None
+
+    def readiness(self) -> dict[str, str]:
+        """Each part and "ok", or what it waits for."""
+        parts = {
+            "dask": self._executor.trouble,
+            "publisher": self._publisher.trouble,
+            "dispatcher": "" if self._is_started else "starting",
+        }
+        if self._intake is not None:
+            parts["intake"] = self._intake.trouble
+        return {part: trouble or "ok" for part, trouble in parts.items()}
+
+    def stop(self) -> None:
+        """Make ``run`` return, in order."""
+        self._stop.set()
+
+    async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Start, run until ``stop``, close. Raises the error of a part that died, after closing the others."""
+        try:
+            await self._start()
+            async with asyncio.TaskGroup() as group:
+                publisher = group.create_task(self._publisher.run(), name="engine-publisher")
+                parts = [group.create_task(self._dispatcher.run(), name="engine-dispatcher")]
+                if self._intake is not None:
+                    parts.append(group.create_task(self._intake.run(), name="engine-intake"))
+                on_ready()
+                stop = group.create_task(self._stop.wait(), name="engine-stop")
+                await asyncio.wait([stop, publisher, *parts], return_when=asyncio.FIRST_COMPLETED)
+                await self._wind_down(parts)
+                publisher.cancel()
+                stop.cancel()
+        except* EngineError as errors:
+            raise _first(errors) from errors
+        finally:
+            await self._close()
+
+    async def _start(self) -> None:
+        settings = self.settings
+        await self._patiently(lambda: self._broker.ensure_topics(self._topics()))
+        for sink in (self._intake_sink, self._state_sink):
+            await self._patiently(sink.start)
+        await self._patiently(self._dispatcher.start)
+        if self._intake is not None:
+            await self._patiently(self._intake.start)
+        if self._gateway is not None:
+            await self._gateway.start()
+        self._is_started = True
+        logger.info("engine started", app=settings.app, kafka=settings.kafka, dask=settings.dask, http=self.http)
+
+    async def _wind_down(self, parts: list[asyncio.Task[None]]) -> None:
+        """Order matters: nothing new comes in before what runs has been told, and offsets go last."""
+        if self._gateway is not None:
+            await self._gateway.close()
+        if self._intake is not None:
+            self._intake.stop()
+        self._dispatcher.stop()
+        await asyncio.wait(parts, timeout=self.settings.grace_seconds)
+        try:
+            async with asyncio.timeout(self.settings.grace_seconds):
+                await self._dispatcher.close()
+                if self._intake is not None:
+                    await self._intake.close()
+        except TimeoutError:
+            # Kafka is away: what was not told is told by the next owner, who finds the runs open.
+            logger.warning("stopped without telling all", waiting_changes=self._publisher.backlog)
+
+    async def _close(self) -> None:
+        if not self._is_started and self._gateway is not None:
+            await self._gateway.close()
+        for sink in (self._intake_sink, self._state_sink):
+            await sink.close()
+        await self._broker.close()
+        await asyncio.to_thread(self._tracer.close)
+        logger.info("engine stopped", app=self.settings.app)
+
+    def _topics(self) -> list[TopicSpec]:
+        settings = self.settings
+        replicas = settings.replication_factor
+        config = {
+            "retention.ms": str(int(settings.state_retention_seconds * 1000)),
+            # A dead letter is its record and a few headers more: it must fit wherever the record did.
+            "max.message.bytes": str(settings.max_record_bytes + 131_072),
+        }
+        own = [
+            TopicSpec(settings.states_topic, settings.state_partitions, replicas, config),
+            TopicSpec(settings.dead_letters_topic, settings.event_partitions, replicas, config),
+        ]
+        return own + [TopicSpec(topic, settings.event_partitions, replicas) for topic in self._triggers.topics]
+
+    async def _patiently(self, connect: Callable[[], Awaitable[R]]) -> R:
+        """Try until it works or the time for connecting is over, saying what is waited for."""
+        deadline = time.monotonic() + self.settings.connect_timeout_seconds
+        told = ""
+        while True:
+            try:
+                return await connect()
+            except (KafkaUnavailable, DaskUnavailable) as error:
+                if self._stop.is_set() or time.monotonic() > deadline:
+                    raise
+                if str(error) != told:
+                    told = str(error)
+                    logger.warning("waiting", reason=told)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+
+def _first(errors: BaseExceptionGroup[EngineError]) -> EngineError:
+    """The error to show: the parts die of one cause, and its first telling is enough."""
+    for error in errors.exceptions:
+        return error if isinstance(error, EngineError) else _first(error)
+    raise errors

@@ -1,0 +1,410 @@
+"""The dispatcher: owns partitions of the state topic, drives their runs on the cluster, tells every change.
+
+It is the only writer of state changes for the runs of its partitions, and takes in nothing but the state topic and the
+cluster's reports. Everything but the wiring of flows (user code, in a thread of its own) happens on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import structlog
+
+from engine.broker import Broker, Outgoing, Partition, Record, Sink
+from engine.errors import EngineError, EventError, KafkaUnavailable
+from engine.executor import Executor, Report, Submission
+from engine.flows import Flow
+from engine.graph import Graph, wire
+from engine.ledger import Ledger
+from engine.logs import logger, run_fields
+from engine.progress import Progress, Step
+from engine.publisher import Publisher
+from engine.runs import FlowRun
+from engine.settings import Settings
+from engine.states import Envelope, Failure, Ownership, is_ownership, is_scheduled, read, type_of, utc, write_ownership
+from engine.telemetry import Tracer, attempt_context, run_context
+from engine.worker import failure_of
+
+_POLL_SECONDS = 0.2
+_COMMIT_INTERVAL_SECONDS = 1.0
+#: Runs that are wired and submitted in one go: large enough to share a message, small enough not to delay the next.
+_MAX_TICK = 200
+#: State changes that may wait for Kafka before no further run begins.
+_MAX_BACKLOG = 50_000
+
+
+class _Driven:
+    """A run under way: its progress and what its records have in common."""
+
+    __slots__ = ("context", "envelope", "ledger", "progress")
+
+    def __init__(self, progress: Progress, ledger: Ledger, app: str, context: str) -> None:
+        self.progress = progress
+        self.ledger = ledger
+        self.envelope = Envelope.of(app, progress.run.run_id)
+        self.context = context
+
+
+class Dispatcher:
+    """A member of the group ``<app>.dispatch``."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        broker: Broker,
+        sink: Sink,
+        flows: Mapping[str, Flow[..., Any]],
+        executor: Executor,
+        publisher: Publisher,
+        tracer: Tracer,
+    ) -> None:
+        self._settings = settings
+        self._sink = sink
+        self._flows = flows
+        self._executor = executor
+        self._publisher = publisher
+        self._tracer = tracer
+        self._topic = settings.states_topic
+        self._owner = f"{socket.gethostname()}/{os.getpid()}/{os.urandom(4).hex()}"
+        self._source = broker.source(
+            [self._topic], group=settings.dispatch_group, on_assigned=self._assigned, on_revoked=self._revoked
+        )
+        self._ledgers: dict[int, Ledger] = {}
+        self._driven: dict[str, _Driven] = {}
+        #: Runs that may begin, and behind each ordering key in use the runs that wait for it.
+        self._ready: deque[tuple[Ledger, FlowRun]] = deque()
+        self._behind: dict[tuple[int, str, str], deque[tuple[Ledger, FlowRun]]] = {}
+        self._waiting = 0
+        self._wake = asyncio.Event()
+        self._paused = False
+        self._committed: dict[Partition, int] = {}
+        self._committed_at = 0.0
+        self._is_stopping = False
+        self._wiring = ThreadPoolExecutor(1, "engine-wiring")
+        self._timers: set[asyncio.TimerHandle] = set()
+
+    @property
+    def open_runs(self) -> int:
+        """Runs this engine knows of that have not ended."""
+        return sum(len(ledger.runs) for ledger in self._ledgers.values())
+
+    async def start(self) -> None:
+        """Connect to the cluster, join the group. Raises DaskUnavailable, KafkaUnavailable or TopicError."""
+        await self._executor.start(self._on_reports, self._on_reset)
+        await self._source.start()
+
+    async def run(self) -> None:
+        """Drive runs until ``stop``."""
+        async with asyncio.TaskGroup() as group:
+            admitting = group.create_task(self._admit(), name="engine-admit")
+            while not self._is_stopping:
+                records = await self._source.poll(timeout_seconds=_POLL_SECONDS, max_records=self._settings.poll_records)
+                for record in records:
+                    await self._take(record)
+                if self._ready:
+                    self._wake.set()
+                self._regulate()
+                await self._commit()
+            admitting.cancel()
+
+    def stop(self) -> None:
+        """Make ``run`` return."""
+        self._is_stopping = True
+
+    async def close(self) -> None:
+        """Leave: tell what is known, commit, leave the group. What runs on the cluster goes on for the next owner.
+
+        Call after ``run`` has returned, while the publisher still writes.
+        """
+        for timer in self._timers:
+            timer.cancel()
+        await self._publisher.drain()
+        self._committed_at = 0.0
+        await self._commit()
+        await self._source.close()
+        await self._executor.close()
+        self._wiring.shutdown(wait=False, cancel_futures=True)
+
+    # Partitions -----------------------------------------------------------------------------------------------------
+
+    async def _assigned(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """Take over what is new; go on where we were with what stayed. Answers where to read from."""
+        numbers = {number for _, number in partitions}
+        for number in set(self._ledgers) - numbers:
+            self._drop(number)
+        starts: dict[Partition, int] = {}
+        for number in numbers:
+            ledger = self._ledgers.get(number) or await self._take_over(number)
+            starts[self._topic, number] = ledger.next_offset
+        return starts
+
+    async def _revoked(self, partitions: Sequence[Partition]) -> None:
+        """Commit before the others read. What we drive stays ours until we hear that somebody else took it over."""
+        self._committed_at = 0.0
+        await self._commit()
+
+    async def _take_over(self, number: int) -> Ledger:
+        ownership = Ownership(number, self._owner, utc(time.time()))
+        value, headers = write_ownership(self._settings.app, ownership)
+        # First on the log: from this record's offset on, nothing that an earlier owner still writes counts.
+        [position] = await self._sink.write([Outgoing(self._topic, None, value, headers, number)])
+        # Then to the cluster: nothing that an earlier owner still submits runs.
+        self._executor.own(number, position.offset)
+        ledger = Ledger(number, position.offset, self._settings.dedup_window_seconds)
+        partition = (self._topic, number)
+        window_ms = int((time.time() - self._settings.dedup_window_seconds) * 1000)
+        committed = await self._source.committed(partition)
+        in_window = await self._source.offset_at(partition, window_ms)
+        # The window's ids must be known before a run may be called new; the committed offset may be younger than that.
+        ledger.next_offset = min(committed or 0, committed or 0 if in_window is None else in_window)
+        self._ledgers[number] = ledger
+        logger.info("partition taken over", partition=number, epoch=position.offset, reads_from=ledger.next_offset)
+        return ledger
+
+    def _drop(self, number: int) -> None:
+        """Somebody else owns the partition: forget its runs, and leave what they have on the cluster alone."""
+        self._ledgers.pop(number)
+        self._committed.pop((self._topic, number), None)
+        for run_id in [run_id for run_id, driven in self._driven.items() if driven.ledger.partition == number]:
+            del self._driven[run_id]
+        self._ready = deque(item for item in self._ready if item[0].partition != number)
+        for key in [key for key in self._behind if key[0] == number]:
+            self._waiting -= len(self._behind.pop(key))
+
+    # Records --------------------------------------------------------------------------------------------------------
+
+    async def _take(self, record: Record) -> None:
+        ledger = self._ledgers.get(record.partition)
+        if ledger is None:
+            return  # prefetched before the partition was lost
+        was_recovered = ledger.is_recovered
+        ce_type = type_of(record.headers)
+        if is_ownership(ce_type):
+            ledger.begin_epoch(record.offset)
+        elif was_recovered and not is_scheduled(ce_type):
+            ledger.skip(record.offset)  # what we wrote ourselves comes by again; what others write is void
+        else:
+            self._read(ledger, record, was_recovered)
+        if ledger.is_usurped:
+            logger.warning("partition was taken over by another engine and came back", partition=record.partition)
+            self._drop(record.partition)
+            again = await self._take_over(record.partition)
+            self._source.seek((self._topic, record.partition), again.next_offset)
+        elif not was_recovered and ledger.is_recovered:
+            logger.info("partition recovered", partition=record.partition, open_runs=len(ledger.runs))
+            for run in ledger:
+                self._queue(ledger, run)
+
+    def _read(self, ledger: Ledger, record: Record, was_recovered: bool) -> None:
+        try:
+            change = read(record.value, record.headers)
+            if change is None or isinstance(change, Ownership):
+                ledger.skip(record.offset)
+                return
+            run = ledger.read(record.offset, change)
+        except (EngineError, ValueError) as error:
+            # Nobody but an owner writes here: a record that cannot be is left out, and the partition goes on.
+            logger.error("unreadable record on the state topic", origin=str(record.position), error=str(error))
+            ledger.skip(record.offset)
+            return
+        if run is not None and was_recovered:
+            self._queue(ledger, run)
+
+    def _queue(self, ledger: Ledger, run: FlowRun) -> None:
+        """The run may begin, or waits for the run before it with the same ordering key."""
+        if run.key is None:
+            self._ready.append((ledger, run))
+            return
+        key = (ledger.partition, run.flow, run.key)
+        if key in self._behind:
+            self._behind[key].append((ledger, run))
+            self._waiting += 1
+        else:
+            self._behind[key] = deque()
+            self._ready.append((ledger, run))
+
+    # Driving --------------------------------------------------------------------------------------------------------
+
+    async def _admit(self) -> None:
+        """Whenever runs may begin: wire them, submit all of them in one message, tell their changes."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while (room := self._room()) > 0:
+                batch = [self._ready.popleft() for _ in range(min(room, len(self._ready)))]
+                wire_all = functools.partial(self._wire, [run for _, run in batch], time.time())
+                wired = await asyncio.get_running_loop().run_in_executor(self._wiring, wire_all)
+                submissions: list[Submission] = []
+                for (ledger, run), graph in zip(batch, wired, strict=True):
+                    if self._ledgers.get(ledger.partition) is ledger:  # else it was lost while the flow was wired
+                        self._begin(ledger, run, graph, submissions)
+                if submissions:
+                    self._executor.submit(submissions)
+
+    def _room(self) -> int:
+        """How many runs may begin now; none while the cluster is away or Kafka does not keep up."""
+        if not self._ready or self._executor.trouble or self._publisher.backlog > _MAX_BACKLOG:
+            return 0
+        return min(self._settings.max_open_runs - len(self._driven), _MAX_TICK)
+
+    def _wire(self, runs: list[FlowRun], now: float) -> list[Graph | Failure]:
+        """In the wiring thread: what a flow does there may block it, but neither heartbeats nor other runs' reports."""
+        wired: list[Graph | Failure] = []
+        for run in runs:
+            flow = self._flows.get(run.flow)
+            if flow is None:
+                known = ", ".join(sorted(self._flows)) or "none"
+                wired.append(Failure("UnknownFlow", f"no handler declares the flow {run.flow!r}; loaded: {known}"))
+                continue
+            context = run_context(run.traceparent or "", run.run_id)
+            structlog.contextvars.clear_contextvars()
+            structlog.contextvars.bind_contextvars(**run_fields(run.run_id, run.flow, run.traceparent))
+            limit = self._settings.inline_result_bytes
+            try:
+                wired.append(wire(flow, run, traceparent=context, now=now, inline_result_bytes=limit))
+            except EventError as error:
+                wired.append(Failure("InvalidParameters", error.cause))
+            except BaseException as error:  # user code, sys.exit included: the run ends FAILED with it
+                wired.append(failure_of(error))
+        return wired
+
+    def _begin(self, ledger: Ledger, run: FlowRun, graph: Graph | Failure, submissions: list[Submission]) -> None:
+        now = time.time()
+        context = run_context(run.traceparent or "", run.run_id)
+        progress = Progress(run, graph if isinstance(graph, Graph) else Graph((), None, None), ledger.epoch)
+        driven = self._driven[run.run_id] = _Driven(progress, ledger, self._settings.app, context)
+        if isinstance(graph, Graph):
+            step = progress.begin(now)
+        else:
+            step = progress.fail(graph, now, crashed=graph.type == "UnknownFlow")
+        if step.forget:
+            self._executor.forget(run.run_id, step.forget)
+        if step.submit:
+            submissions.append(Submission(run.run_id, ledger.partition, ledger.epoch, step.submit))
+        self._tell(driven, step)
+
+    def _on_reports(self, reports: Sequence[Report]) -> None:
+        now = time.time()
+        for report in reports:
+            driven = self._driven.get(report.run_id)
+            if driven is not None:
+                self._do(driven, driven.progress.report(report, now))
+
+    def _on_reset(self) -> None:
+        """The cluster has forgotten everything: submit again what is open."""
+        for ledger in self._ledgers.values():
+            self._executor.own(ledger.partition, ledger.epoch)
+        submissions = [
+            Submission(run_id, driven.ledger.partition, driven.ledger.epoch, step.submit)
+            for run_id, driven in self._driven.items()
+            if (step := driven.progress.resubmit()).submit
+        ]
+        logger.info("open runs are submitted again", runs=len(submissions))
+        self._executor.submit(submissions)
+        self._wake.set()
+
+    def _do(self, driven: _Driven, step: Step) -> None:
+        run_id = driven.progress.run.run_id
+        if step.forget:
+            self._executor.forget(run_id, step.forget)
+        if step.submit:
+            ledger = driven.ledger
+            self._executor.submit([Submission(run_id, ledger.partition, ledger.epoch, step.submit)])
+        if step.retry is not None:
+            index, wait_seconds = step.retry
+            self._later(wait_seconds, functools.partial(self._retry, driven, index))
+        self._tell(driven, step)
+
+    def _retry(self, driven: _Driven, index: int) -> None:
+        if self._driven.get(driven.progress.run.run_id) is driven:
+            self._do(driven, driven.progress.retry(index))
+
+    def _later(self, seconds: float, action: Callable[[], None]) -> None:
+        def act() -> None:
+            self._timers.discard(timer)
+            action()
+
+        timer = asyncio.get_running_loop().call_later(seconds, act)
+        self._timers.add(timer)
+
+    def _tell(self, driven: _Driven, step: Step) -> None:
+        progress, ledger = driven.progress, driven.ledger
+        run = progress.run
+        for change in step.changes:
+            parent = driven.context
+            if change.task_run_id is not None and change.attempt:
+                parent = attempt_context(driven.context, change.task_run_id, change.attempt)
+            ends = change.is_flow_run and change.state.is_end
+            on_acknowledged = functools.partial(self._ended, driven) if ends else None
+            self._publisher.publish(run, driven.envelope, change, ledger.partition, parent, on_acknowledged)
+            if ends:
+                parent = run.traceparent or ""
+                self._tracer.run(driven.context, parent, change, self._settings.app, progress.started_at, change.error)
+                self._free(ledger, run)
+
+    def _free(self, ledger: Ledger, run: FlowRun) -> None:
+        """The next run with the same ordering key may begin."""
+        if run.key is None:
+            return
+        key = (ledger.partition, run.flow, run.key)
+        queue = self._behind.get(key)
+        if queue:
+            self._waiting -= 1
+            self._ready.append(queue.popleft())
+            self._wake.set()
+        elif queue is not None:
+            del self._behind[key]
+
+    def _ended(self, driven: _Driven) -> None:
+        """The run's end is safely on the state topic: only now may the cluster and the ledger let it go."""
+        run_id = driven.progress.run.run_id
+        if self._driven.get(run_id) is driven:
+            del self._driven[run_id]
+            driven.ledger.close(run_id)
+            keep_seconds = self._settings.result_ttl_seconds if driven.progress.keeps_result else 0.0
+            self._executor.release(run_id, keep_seconds)
+            if self._ready:
+                self._wake.set()
+
+    # Pressure and commits -------------------------------------------------------------------------------------------
+
+    def _regulate(self) -> None:
+        """Stop reading while more waits than may be open, and read again when half of it is gone."""
+        backlog = len(self._ready) + self._waiting
+        limit = self._settings.max_open_runs
+        if self._paused:
+            self._paused = backlog > limit // 2
+            if not self._paused:
+                self._source.resume([(self._topic, number) for number in self._ledgers])
+        elif backlog > limit:
+            self._paused = True
+        if self._paused:  # a partition that recovers is read on: what it waits for may be its own history
+            recovered = [(self._topic, number) for number, ledger in self._ledgers.items() if ledger.is_recovered]
+            self._source.pause(recovered)
+
+    async def _commit(self) -> None:
+        now = time.monotonic()
+        if now - self._committed_at < _COMMIT_INTERVAL_SECONDS:
+            return
+        self._committed_at = now
+        offsets = {
+            (self._topic, number): ledger.safe_offset
+            for number, ledger in self._ledgers.items()
+            if ledger.is_recovered and self._committed.get((self._topic, number)) != ledger.safe_offset
+        }
+        if not offsets:
+            return
+        try:
+            if await self._source.commit(offsets):
+                self._committed.update(offsets)
+        except KafkaUnavailable as error:
+            # The next owner reads a little more; the next commit catches up.
+            logger.warning("cannot commit the state topic", error=str(error))

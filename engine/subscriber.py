@@ -1,0 +1,187 @@
+"""Subscribing: typed state changes off the state topic, repeats and void epochs dropped; it writes nothing but offsets."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
+from types import TracebackType
+
+from engine.broker import Broker, Partition, Record, Source
+from engine.errors import EventError
+from engine.kafka import KafkaBroker
+from engine.logs import logger
+from engine.settings import load
+from engine.states import Epochs, Ownership, State, StateChange, is_ownership, read, type_of
+
+_POLL_SECONDS = 0.2
+_POLL_RECORDS = 1_000
+_COMMIT_EVERY_RECORDS = 1_000
+#: Ended runs whose last seq is remembered, so that a repeat of their end is told for what it is.
+_REMEMBERED_RUNS = 100_000
+
+
+class Deduplicator:
+    """Which changes of one partition to deliver, in the order of the log; pure."""
+
+    def __init__(self) -> None:
+        self._epochs = Epochs()
+        self._open: dict[str, int] = {}
+        self._ended: OrderedDict[str, int] = OrderedDict()
+
+    def begin_epoch(self, offset: int) -> None:
+        """An ownership record lies at ``offset``."""
+        self._epochs.begin(offset)
+
+    def is_new(self, change: StateChange) -> bool:
+        """Whether ``change`` counts and was not delivered before."""
+        if not self._epochs.admits(change):
+            return False
+        run_id = change.run_id
+        last = self._open.get(run_id, self._ended.get(run_id, -1))
+        if change.seq <= last:
+            return False
+        if change.is_flow_run and change.state.is_end:
+            self._open.pop(run_id, None)
+            self._ended[run_id] = change.seq
+            if len(self._ended) > _REMEMBERED_RUNS:
+                self._ended.popitem(last=False)
+        else:
+            self._open[run_id] = change.seq
+        return True
+
+
+class Subscription:
+    """An async iterator over state changes; also an async context manager, which closes it."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        topic: str,
+        *,
+        group: str | None = None,
+        from_beginning: bool = False,
+        flows: Collection[str] = (),
+        run_id: str | None = None,
+        states: Collection[State] = (),
+        owned_broker: bool = False,
+    ) -> None:
+        self._broker = broker
+        self._owned_broker = owned_broker
+        self._group = group
+        self._flows = frozenset(flows)
+        self._run_id = run_id
+        self._states = frozenset(states)
+        self._source: Source = broker.source([topic], group=group, from_latest=not from_beginning, on_assigned=self._assigned)
+        self._known: dict[Partition, Deduplicator] = {}
+        self._done: dict[Partition, int] = {}
+        self._uncommitted = 0
+        self._is_started = False
+        self._changes: AsyncIterator[StateChange] | None = None
+
+    async def start(self) -> Subscription:
+        """Connect now rather than at the first change. Raises KafkaUnavailable or TopicError."""
+        if not self._is_started:
+            await self._source.start()
+            self._is_started = True
+        return self
+
+    async def __aenter__(self) -> Subscription:
+        return await self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> StateChange:
+        if self._changes is None:
+            self._changes = self._iterate()
+        return await anext(self._changes)
+
+    async def close(self) -> None:
+        """Commit what was delivered (with a group), and disconnect."""
+        if self._is_started:
+            await self._commit()
+            await self._source.close()
+            self._is_started = False
+        if self._owned_broker:
+            await self._broker.close()
+
+    async def _iterate(self) -> AsyncIterator[StateChange]:
+        await self.start()
+        while True:
+            for record in await self._source.poll(timeout_seconds=_POLL_SECONDS, max_records=_POLL_RECORDS):
+                change = self._read(record)
+                if change is not None:
+                    yield change
+                # After the yield: a change counts as delivered when the next one is asked for.
+                self._done[record.topic, record.partition] = record.offset + 1
+                self._uncommitted += 1
+            if self._uncommitted >= _COMMIT_EVERY_RECORDS:
+                await self._commit()
+
+    def _read(self, record: Record) -> StateChange | None:
+        known = self._known.setdefault((record.topic, record.partition), Deduplicator())
+        if is_ownership(type_of(record.headers)):
+            known.begin_epoch(record.offset)
+            return None
+        try:
+            change = read(record.value, record.headers)
+        except EventError as error:
+            # A subscriber can do nothing about it; the dispatcher that owns the partition says so, too.
+            logger.error("unreadable record on the state topic", origin=str(record.position), error=str(error))
+            return None
+        if change is None or isinstance(change, Ownership) or not known.is_new(change):
+            return None
+        wanted = (
+            (not self._flows or change.flow in self._flows)
+            and (self._run_id is None or change.run_id == self._run_id)
+            and (not self._states or change.state in self._states)
+        )
+        return change if wanted else None
+
+    async def _assigned(self, partitions: object) -> dict[Partition, int]:
+        # What another member delivered in between is unknown here: begin to compare anew.
+        self._known.clear()
+        return {}
+
+    async def _commit(self) -> None:
+        if self._group is not None and self._done and await self._source.commit(self._done):
+            self._uncommitted = 0
+
+
+def subscribe(
+    *,
+    app: str | None = None,
+    kafka: str | None = None,
+    group: str | None = None,
+    from_beginning: bool = False,
+    flows: Collection[str] = (),
+    run_id: str | None = None,
+    states: Collection[State] = (),
+) -> Subscription:
+    """State changes as they happen: ``async for change in engine.subscribe(flows=["fulfil"]): …``.
+
+    ``app`` and ``kafka`` default to the settings in force (``ENGINE_*``, ``engine.toml``). With a ``group`` of your own
+    several processes share the changes and a restart goes on where it was; without one you get all changes from now on,
+    or ``from_beginning``. Filters are by flow names, one run, and states. Changes of one run come in order of ``seq``;
+    after a restart with a group the last ones may come again.
+
+    Raises SettingsError at once, KafkaUnavailable and TopicError at the first change (or ``async with``).
+    """
+    settings = load({"app": app, "kafka": kafka}, os.environ, Path.cwd())
+    return Subscription(
+        KafkaBroker(settings),
+        settings.states_topic,
+        group=group,
+        from_beginning=from_beginning,
+        flows=flows,
+        run_id=run_id,
+        states=states,
+        owned_broker=True,
+    )
