@@ -118,6 +118,28 @@ class ApacheError(EngineError):
         return f"cannot start Apache Kafka: {self.cause}. {self.remedy}"
 
 
+class StackError(EngineError):
+    """Raised when a part of the development stack does not start or cannot go on. All that was started is stopped."""
+
+    exit_code = 4
+
+    def __init__(self, part: str, cause: str, remedy: str) -> None:
+        super().__init__(part, cause, remedy)
+        self.part, self.cause, self.remedy = part, cause, remedy
+
+    def __str__(self) -> str:
+        return f"{self.part}: {self.cause}. {self.remedy}"
+
+
+class InterruptedStartError(EngineError):
+    """Raised when Ctrl-C or SIGTERM comes before the development stack is up. All that was started is stopped."""
+
+    exit_code = 130
+
+    def __str__(self) -> str:
+        return "interrupted before everything was up"
+
+
 class DaskUnavailable(EngineError):
     """Raised when the Dask scheduler does not answer in time. Open runs stay open; a command exits."""
 
