@@ -16,6 +16,8 @@ from engine.kafka_connection import REQUEST_SECONDS, UNREACHABLE, KafkaConnectio
 
 #: A fetch that finds nothing is answered after so long. A partition that is resumed waits behind it.
 FETCH_WAIT_SECONDS = 0.1
+#: Leaving a group politely takes a request; without Kafka it is given up after so long.
+CLOSE_SECONDS = 5.0
 
 
 class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -69,10 +71,10 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             async with asyncio.timeout(REQUEST_SECONDS):
                 await consumer.start()
         except UNREACHABLE as error:
-            await consumer.stop()
+            await _stop(consumer)
             raise self._connection.unavailable(error) from error
         except BaseException:
-            await consumer.stop()
+            await _stop(consumer)
             raise
         self._consumer = consumer
         if self._group is None:
@@ -193,7 +195,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         if self._settling is not None:
             self._settling.cancel()
             await asyncio.wait((self._settling,))
-        await self._consumer.stop()
+        await _stop(self._consumer)
         self._assignment = frozenset()
         if self._fetching is not None:
             self._fetching.cancel()
@@ -250,6 +252,17 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+
+
+async def _stop(consumer: Any) -> None:
+    stopping = asyncio.ensure_future(consumer.stop())
+    await asyncio.wait((stopping,), timeout=CLOSE_SECONDS)
+    if not stopping.done():
+        stopping.cancel()
+        await asyncio.wait((stopping,))
+    if stopping.cancelled() or stopping.exception() is not None:
+        # Without Kafka aiokafka's stop() stumbles over a fetch that it cancelled itself, and leaves its connections open.
+        await consumer._client.close()
 
 
 def _headers(headers: Sequence[tuple[str, bytes | None]]) -> Headers:
