@@ -141,7 +141,8 @@ class DaskProcesses:
             *(sys.executable, "-m", "distributed.cli.dask_worker", self.address),
             *("--host", _LOOPBACK, "--name", name, "--nthreads", str(self._threads)),
             # Without nanny: the parent starts a worker again, and half the processes do.
-            *("--no-nanny", "--no-dashboard", "--memory-limit", self._memory_limit),
+            *("--no-nanny", "--no-dashboard", "--dashboard-address", f"{_LOOPBACK}:0"),
+            *("--memory-limit", self._memory_limit),
             *("--local-directory", str(self._directory / "dask")),
             *self._worker_arguments,
         ]

@@ -1,0 +1,240 @@
+"""The stack of ``engine dev`` with real Dask processes; a small HTTP server stands where the engine will be."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+from distributed import Client
+
+from engine.dask_processes import get
+from engine.devstack import DevStack
+from engine.errors import StackError
+from engine.stack_options import StackOptions
+from tests.waiting import eventually
+
+#: Answers every path with its environment and the version of the handler that it imported.
+ENGINE = """
+import http.server, json, os, signal, sys
+import shipping
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        names = ("ENGINE_KAFKA", "ENGINE_DASK", "ENGINE_HTTP")
+        self.wfile.write(json.dumps({"version": shipping.VERSION, **{n: os.environ[n] for n in names}}).encode())
+    def log_message(self, *arguments): pass
+host, port = os.environ["ENGINE_HTTP"].split(":")
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+http.server.HTTPServer((host, int(port)), Answer).serve_forever()
+"""
+
+
+@pytest.fixture
+def handlers(tmp_path: Path) -> Path:
+    folder = tmp_path / "handlers"
+    folder.mkdir()
+    (folder / "shipping.py").write_text("VERSION = 1\n")
+    return folder
+
+
+@pytest.fixture
+def options(tmp_path: Path, handlers: Path) -> StackOptions:
+    """A stack that brings everything but Kafka, which its stand-in for the engine does not look at."""
+    return StackOptions(
+        directory=tmp_path / "stack",
+        kafka="127.0.0.1:9",
+        engine=(sys.executable, "-c", ENGINE),
+        check=(sys.executable, "-c", "import shipping"),
+        http="127.0.0.1:0",
+        handler_paths=(handlers,),
+        import_paths=(handlers,),
+        workers=1,
+        threads_per_worker=1,
+        environment={"PYTHONDONTWRITEBYTECODE": "1"},
+        signals=False,
+        grace_seconds=5.0,
+        backoff_seconds=0.05,
+    )
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    return []
+
+
+@pytest.fixture
+async def stack(options: StackOptions, lines: list[str]) -> AsyncIterator[DevStack]:
+    async with DevStack(options, lines.append) as stack:
+        yield stack
+
+
+async def answer(stack: DevStack) -> dict[str, str | int]:
+    host, port = stack.http.removeprefix("http://").split(":")
+    status, body = await get(host, int(port), "/")
+    assert status == 200
+    return json.loads(body)
+
+
+def version_seen_by_a_worker() -> int:
+    import shipping  # type: ignore[import-not-found]
+
+    return shipping.VERSION
+
+
+async def test_everything_is_up_and_knows_where_the_rest_is(stack: DevStack) -> None:
+    assert set(stack.pids) == {"scheduler", "worker-0", "engine"}
+    assert await answer(stack) == {
+        "version": 1,
+        "ENGINE_KAFKA": stack.kafka,
+        "ENGINE_DASK": stack.dask,
+        "ENGINE_HTTP": stack.http.removeprefix("http://"),
+    }
+    async with Client(stack.dask, asynchronous=True, set_as_default=False) as client:
+        assert await client.submit(version_seen_by_a_worker, pure=False) == 1
+
+
+async def test_all_of_it_listens_on_loopback_alone(stack: DevStack) -> None:
+    found = set()
+    for pid in stack.pids.values():
+        process = psutil.Process(pid)
+        found |= {c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    assert found == {"127.0.0.1"}
+
+
+async def test_leaving_leaves_no_process(options: StackOptions) -> None:
+    async with DevStack(options) as stack:
+        processes = [psutil.Process(pid) for pid in stack.pids.values()]
+    await eventually(lambda: not any(process.is_running() for process in processes))
+
+
+async def test_a_worker_that_dies_comes_back(stack: DevStack, lines: list[str]) -> None:
+    old = stack.pids["worker-0"]
+    os.kill(old, signal.SIGKILL)
+    await eventually(lambda: "Dask: worker-0 is back" in lines)
+    assert stack.pids["worker-0"] != old
+    async with Client(stack.dask, asynchronous=True, set_as_default=False) as client:
+        assert await client.submit(os.getpid, pure=False) == stack.pids["worker-0"]
+
+
+async def test_a_scheduler_that_dies_comes_back_where_it_was_with_its_workers(stack: DevStack, lines: list[str]) -> None:
+    before, address = stack.pids, stack.dask
+    os.kill(before["scheduler"], signal.SIGKILL)
+    await eventually(lambda: any("the scheduler is back" in line for line in lines))
+    assert stack.dask == address
+    assert stack.pids["worker-0"] != before["worker-0"]
+    assert stack.pids["engine"] == before["engine"]
+    async with Client(address, asynchronous=True, set_as_default=False) as client:
+        assert await client.submit(os.getpid, pure=False) == stack.pids["worker-0"]
+
+
+async def test_an_engine_that_dies_comes_back_where_it_was(stack: DevStack, lines: list[str]) -> None:
+    ready = [line for line in lines if line.startswith("engine: ready")]
+    os.kill(stack.pids["engine"], signal.SIGKILL)
+    await eventually(lambda: len([line for line in lines if line.startswith("engine: ready")]) > len(ready))
+    assert (await answer(stack))["version"] == 1
+
+
+async def test_a_changed_handler_reaches_engine_and_workers(stack: DevStack, handlers: Path, lines: list[str]) -> None:
+    (handlers / "shipping.py").write_text("VERSION = 2\n")
+    await eventually(lambda: "reloaded" in lines)
+    assert (await answer(stack))["version"] == 2
+    async with Client(stack.dask, asynchronous=True, set_as_default=False) as client:
+        assert await client.submit(version_seen_by_a_worker, pure=False) == 2
+
+
+async def test_a_handler_that_does_not_load_leaves_the_old_one_at_work(
+    stack: DevStack, handlers: Path, lines: list[str]
+) -> None:
+    before = stack.pids
+    (handlers / "shipping.py").write_text("VERSION = = 2\n")
+    await eventually(lambda: any("the old handlers go on" in line and "SyntaxError" in line for line in lines))
+    assert stack.pids == before
+    assert (await answer(stack))["version"] == 1
+    (handlers / "shipping.py").write_text("VERSION = 3\n")
+    await eventually(lambda: "reloaded" in lines)
+    assert (await answer(stack))["version"] == 3
+
+
+async def test_an_engine_that_does_not_start_ends_the_stack_with_its_story(options: StackOptions) -> None:
+    broken = msgspec.structs.replace(options, engine=(sys.executable, "-c", "raise SystemExit('no such flow')"))
+    stack = DevStack(broken)
+    with pytest.raises(StackError, match=r"(?s)engine: ended with code 1.*no such flow"):
+        async with stack:
+            pass
+    assert stack.pids == {}
+
+
+async def test_a_taken_http_port_is_found_out_before_anything_starts(options: StackOptions) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = msgspec.structs.replace(options, http=f"127.0.0.1:{other.getsockname()[1]}")
+        with pytest.raises(StackError, match="cannot listen"):
+            async with DevStack(taken):
+                pass
+
+
+async def test_one_folder_has_one_stack(options: StackOptions) -> None:
+    alone = msgspec.structs.replace(options, dask="tcp://127.0.0.1:9", engine=None)
+    async with DevStack(alone):
+        with pytest.raises(StackError, match="another one"):
+            async with DevStack(alone):
+                pass
+
+
+async def test_kafka_of_its_own_is_real_and_stops_with_the_rest(tmp_path: Path, kafka: str, lines: list[str]) -> None:
+    """``kafka``, the session's, is asked for only because tests are skipped where no Kafka can be had."""
+    options = StackOptions(directory=tmp_path, dask="tcp://127.0.0.1:9", signals=False)
+    async with DevStack(options, lines.append) as stack:
+        assert stack.kafka != kafka
+        process = psutil.Process(stack.pids["kafka"])
+        assert process.is_running()
+    await eventually(lambda: not process.is_running())
+    assert any(line.startswith("Kafka: ready at 127.0.0.1:") for line in lines)
+
+
+async def test_a_kafka_that_dies_ends_the_stack(tmp_path: Path, kafka: str) -> None:
+    options = StackOptions(directory=tmp_path, dask="tcp://127.0.0.1:9", signals=False)
+    async with DevStack(options) as stack:
+        os.kill(stack.pids["kafka"], signal.SIGKILL)
+        with pytest.raises(StackError, match="Kafka: ended with code -9"):
+            await stack.wait()
+
+
+STACK_IN_A_PROCESS = """
+import asyncio, json, sys
+from pathlib import Path
+import msgspec
+from engine.devstack import DevStack
+from engine.stack_options import StackOptions
+async def main():
+    options = StackOptions(directory=Path(sys.argv[1]), kafka="127.0.0.1:9", workers=1)
+    async with DevStack(options, lambda line: print(line, file=sys.stderr, flush=True)) as stack:
+        print(json.dumps(stack.pids), flush=True)
+        await stack.wait()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+async def test_however_it_is_told_to_end_nothing_is_left(tmp_path: Path, number: signal.Signals) -> None:
+    if number == signal.SIGKILL and sys.platform != "linux":
+        pytest.skip("only Linux tells a process of the death of its parent")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", STACK_IN_A_PROCESS, str(tmp_path)), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    children = [psutil.Process(pid) for pid in json.loads(await process.stdout.readline()).values()]
+    process.send_signal(number)
+    _, said = await process.communicate()
+    assert process.returncode == (0 if number != signal.SIGKILL else -9), said.decode()
+    await eventually(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children))
