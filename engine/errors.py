@@ -218,3 +218,27 @@ class NotFound(EngineError):
 
     def __str__(self) -> str:
         return f"no {self.what} {self.name!r}. {self.remedy}"
+
+
+class UsageError(EngineError):
+    """Raised when a flag or file given to a command cannot be used. Nothing was done; correct what is named."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, cause: str, remedy: str) -> None:
+        super().__init__(what, cause, remedy)
+        self.what, self.cause, self.remedy = what, cause, remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.cause}. {self.remedy}"
+
+
+class RunTimeout(EngineError):
+    """Raised when a run that is watched has not ended in time. The run goes on; watch it again."""
+
+    def __init__(self, run_id: str, timeout_seconds: float) -> None:
+        super().__init__(run_id, timeout_seconds)
+        self.run_id, self.timeout_seconds = run_id, timeout_seconds
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} has not ended within {self.timeout_seconds:g} s; it goes on. Watch it again."

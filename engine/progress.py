@@ -11,7 +11,7 @@ from engine.executor import Call, Report
 from engine.graph import Graph, Node
 from engine.retries import next_wait_seconds
 from engine.runs import FlowRun, TaskRun
-from engine.states import Failure, State, StateChange, utc
+from engine.states import ABSENT, Failure, State, StateChange, utc
 
 _UPSTREAM = "upstream"
 
@@ -185,7 +185,7 @@ class Progress:
             return
         self.is_ended = True
         if self._failure is None:
-            result = None if self._result is None else msgspec.Raw(self._result)
+            result = ABSENT if self._result is None else msgspec.Raw(self._result)
             details: dict[str, Any] = {"result": result, "result_ref": self._result_ref, "reason": self._reason}
             step.changes.append(self.run.advance(State.COMPLETED, now, self._epoch, **details))
         else:

@@ -143,8 +143,11 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         known = held.reports.get(call.index)
         if known is not None and known.state is State.FAILED and known.attempt == call.attempt:
             return
-        text = details.get("exception_text") or task.exception_text or "the worker that ran it died"
-        failure = Failure(text.partition("(")[0] or "Crashed", text, details.get("traceback_text") or "")
+        text = details.get("exception_text") or task.exception_text
+        if text:
+            failure = Failure(text.partition("(")[0], text, details.get("traceback_text") or "")
+        else:  # what distributed gives up on after allowed-failures deaths has no text
+            failure = Failure("KilledWorker", f"{task.suspicious} workers died while they ran it")
         at = time.time()
         worker = str(details.get("worker") or "")
         self._take([Report(run_id, call.index, State.CRASHED, call.attempt, 0.0, at, worker, failure)])

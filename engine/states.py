@@ -83,6 +83,10 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
     traceback: str = ""
 
 
+#: Stands for encoded JSON that is not there. It is told by identity: no other Raw of no bytes is valid JSON.
+ABSENT = msgspec.Raw(b"")
+
+
 class StateChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One step of a flow run or task run through the table: the data of a record on the state topic."""
 
@@ -103,12 +107,15 @@ class StateChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     #: The task runs whose results this one takes.
     parents: tuple[str, ...] = ()
 
-    parameters: msgspec.Raw | None = None
+    #: A JSON object keyed by the flow's parameter names, still encoded; ``ABSENT`` but on a flow run's SCHEDULED.
+    parameters: msgspec.Raw = ABSENT
     event: Origin | None = None
     #: The run's ordering key, where its trigger has one.
     key: str | None = None
 
-    result: msgspec.Raw | None = None
+    #: What the flow returned, still encoded as JSON; ``ABSENT`` where it did not travel.
+    result: msgspec.Raw = ABSENT
+    #: Where the result is, when it did not travel; ``reason`` says why it did not.
     result_ref: str | None = None
     error: Failure | None = None
     reason: str | None = None

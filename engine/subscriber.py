@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from types import TracebackType
 
@@ -65,10 +65,14 @@ class Subscription:
         flows: Collection[str] = (),
         run_id: str | None = None,
         states: Collection[State] = (),
+        on_caught_up: Callable[[], None] | None = None,
         owned_broker: bool = False,
     ) -> None:
+        """``on_caught_up`` is called once, when all that was there at the start was read; what it raises, we raise."""
         self._broker = broker
         self._owned_broker = owned_broker
+        self._on_caught_up = on_caught_up
+        self._ends: dict[Partition, int] = {}
         self._group = group
         self._flows = frozenset(flows)
         self._run_id = run_id
@@ -85,6 +89,8 @@ class Subscription:
         if not self._is_started:
             await self._source.start()
             self._is_started = True
+            if self._on_caught_up is not None:
+                self._ends = await self._find_ends()
         return self
 
     async def __aenter__(self) -> Subscription:
@@ -115,6 +121,7 @@ class Subscription:
     async def _iterate(self) -> AsyncIterator[StateChange]:
         await self.start()
         while True:
+            self._notice_caught_up()
             for record in await self._source.poll(timeout_seconds=_POLL_SECONDS, max_records=_POLL_RECORDS):
                 change = self._read(record)
                 if change is not None:
@@ -124,6 +131,17 @@ class Subscription:
                 self._uncommitted += 1
             if self._uncommitted >= _COMMIT_EVERY_RECORDS:
                 await self._commit()
+
+    async def _find_ends(self) -> dict[Partition, int]:
+        partitions = sorted(self._source.assignment)
+        ends = await self._source.end_offsets(partitions)
+        # A partition whose records have all expired ends at an offset that no record will ever bring.
+        return {p: end for p, end in ends.items() if end and await self._source.offset_at(p, 0) is not None}
+
+    def _notice_caught_up(self) -> None:
+        if self._on_caught_up is not None and all(self._done.get(p, 0) >= end for p, end in self._ends.items()):
+            tell, self._on_caught_up = self._on_caught_up, None
+            tell()
 
     def _read(self, record: Record) -> StateChange | None:
         known = self._known.setdefault((record.topic, record.partition), Deduplicator())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -189,10 +190,8 @@ def place_of(function: Callable[..., Any]) -> tuple[str, int]:
 def resolve(reference: str) -> Any:
     """The object a ``module:qualname`` names, importing the module. Raises ImportError or AttributeError."""
     module, _, qualname = reference.partition(":")
-    target: Any = sys.modules.get(module)
-    if target is None:
-        __import__(module)
-        target = sys.modules[module]
+    # import_module waits for an import that another thread has under way; sys.modules would give half a module.
+    target: Any = importlib.import_module(module)
     for part in qualname.split("."):
         target = getattr(target, part)
     return target

@@ -1,0 +1,87 @@
+"""The command ``engine``: which commands there are, and what becomes of their errors; each command is a module of its own.
+
+A command is imported when it is run, so that help and mistakes in typing cost nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
+
+from cyclopts import App
+
+from engine.cli_output import print_error
+from engine.errors import EngineError
+
+#: What a shell reports for a program that Ctrl-C ended, and for one whose reader has gone.
+INTERRUPTED = 130
+READER_GONE = 141
+
+_COMMANDS = {
+    "demo": ("engine.cli_demo:demo", "See it work: real flights through a real Kafka and real Dask workers."),
+    "dev": ("engine.cli_dev:dev", "Run it all on this machine: Kafka, Dask workers and the engine, with reload."),
+    "run": ("engine.cli_run:run", "Run the engine alone, against a Kafka and a Dask that run already."),
+    "doctor": ("engine.cli_doctor:doctor", "Check Kafka, Dask and the handlers; name the remedy of what is wrong."),
+}
+_GROUPS = {
+    "events": ("Send events.", {"send": ("engine.cli_events:send", "Send one event, or a file of them, to a topic.")}),
+    "states": ("See state changes.", {"tail": ("engine.cli_states:tail", "Show state changes as they happen.")}),
+    "runs": ("Look at runs.", {"watch": ("engine.cli_runs:watch", "Follow one run; exits with its fate.")}),
+    "flows": (
+        "Look at the flows of the handlers.",
+        {
+            "ls": ("engine.cli_flows:ls", "List the flows that the handlers declare, and their triggers."),
+            "show": ("engine.cli_flows:show", "Show one flow: its triggers and the schema of its parameters."),
+        },
+    ),
+}
+
+_EPILOGUE = (
+    "Settings come from flags, ENGINE_* variables, engine.toml, in this order. "
+    "Exit codes: 0 ok, 1 the run failed, 2 usage, 3 not found, 4 cannot connect, 130 interrupted."
+)
+
+
+def build() -> App:
+    """All commands, none of them imported yet."""
+    # Help is plain text: brackets in it mean themselves.
+    app = App("engine", help="Kafka events become Dask task graphs.", help_epilogue=_EPILOGUE, version=_version)
+    app.help_format = "plaintext"
+    for name, (place, about) in _COMMANDS.items():
+        app.command(place, name=name, help=about)
+    for group, (about, commands) in _GROUPS.items():
+        part = App(group, help=about, help_format="plaintext")
+        for name, (place, what) in commands.items():
+            part.command(place, name=name, help=what)
+        app.command(part)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit: with its own code, with that of the EngineError that ended it, or 130 on Ctrl-C."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    app = build()
+    app.suppress_keyboard_interrupt = False
+    try:
+        code = app(tokens, result_action="return_value")
+        sys.stdout.flush()
+    except EngineError as error:
+        print_error(error, as_json="--json" in tokens)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = INTERRUPTED  # nothing to say: who pressed it knows
+    except BrokenPipeError:
+        # `| head` has seen enough. Python would flush once more at exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = READER_GONE
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _version() -> str:
+    try:
+        return version("kafka-dask-engine")
+    except PackageNotFoundError:
+        return "not installed"  # run from a checkout
