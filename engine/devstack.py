@@ -183,7 +183,7 @@ class DevStack:
             scheduler_arguments=options.scheduler_arguments,
             worker_arguments=options.worker_arguments,
             start_seconds=options.start_seconds,
-            grace_seconds=options.grace_seconds,
+            grace_seconds=options.dask_grace_seconds,
         )
         await self._dask.start()
         self._report(f"Dask: ready at {self.dask}, {options.workers} workers ({time.monotonic() - began:.1f} s)")

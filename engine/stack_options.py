@@ -50,8 +50,10 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
     signals: bool = True
     #: How long a part may take to be ready.
     start_seconds: float = 60.0
-    #: How long a part may take to stop before it is killed.
+    #: How long the engine may take to stop before it is killed.
     grace_seconds: float = 15.0
+    #: The same for scheduler and workers: once the engine has stopped nobody waits for what still runs there.
+    dask_grace_seconds: float = 3.0
     #: The first wait before a part that died is started again; it doubles up to the limit while the part keeps dying.
     backoff_seconds: float = 0.5
     backoff_limit_seconds: float = 15.0
