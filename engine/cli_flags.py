@@ -21,7 +21,7 @@ HandlersFlag = Annotated[
     list[str] | None,
     Parameter(name="--handlers", negative=(), help="Modules, files or folders that declare flows."),
 ]
-JsonFlag = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON, for programs.")]
+JsonFlag = Annotated[bool, Parameter(name="--json", negative=(), show_default=False, help="Print JSON, for programs.")]
 
 
 def settings_of(*, handlers: Sequence[str] | None = None, **flags: Any) -> Settings:

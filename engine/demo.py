@@ -34,8 +34,8 @@ WIDTH = 76
 
 #: What the summary names to look further: command and what it does.
 NEXT_COMMANDS: tuple[tuple[str, str], ...] = (
-    ("engine dev handlers.flights", "the same Kafka, workers and flows, to play with"),
-    ("engine flows ls", "which event starts which flow"),
+    ("engine dev handlers.flights", "Kafka, workers and these flows again, to stay; then, in another terminal:"),
+    ("engine flows ls handlers.flights", "which event starts which flow"),
     ("engine states tail", "every state change as it happens"),
     ("engine events send flights --help", "send an event of your own"),
 )

@@ -1,0 +1,61 @@
+"""``engine run``: the engine alone, until a signal stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from engine import logs
+from engine.app import App
+from engine.cli_flags import AppFlag, DaskFlag, HandlersFlag, HttpFlag, JsonFlag, KafkaFlag, settings_of
+from engine.cli_output import json_text, put
+from engine.cluster import Cluster
+from engine.kafka import KafkaBroker
+from engine.loader import load
+
+#: As a shell reports a program that SIGTERM ended, for the second signal, which waits for nothing.
+_KILLED = 128 + signal.SIGTERM
+
+
+async def run(
+    handlers: HandlersFlag = None,
+    *,
+    app: AppFlag = None,
+    kafka: KafkaFlag = None,
+    dask: DaskFlag = None,
+    http: HttpFlag = None,
+    log: Annotated[
+        Literal["auto", "json", "console"], Parameter(help="Form of the log on standard error; auto looks for a terminal.")
+    ] = "auto",
+    json: JsonFlag = False,
+) -> None:
+    """Run the engine until SIGTERM or Ctrl-C, which stop it in order; a second one ends it at once.
+
+    With --json: one line {"kafka", "dask", "http", "pid"} on standard output when it is ready.
+    """
+    settings = settings_of(app=app, kafka=kafka, dask=dask, handlers=handlers, http=http)
+    logs.configure(as_json=None if log == "auto" else log == "json")
+    engine = App(settings, load(settings.handlers), KafkaBroker(settings), Cluster(settings.app, settings.dask))
+    is_stopping = False
+
+    def stop() -> None:
+        nonlocal is_stopping
+        if is_stopping:
+            os._exit(_KILLED)  # Nothing is lost: what was not told yet is on Kafka, for the next owner.
+        is_stopping = True
+        engine.stop()
+
+    def tell() -> None:
+        if json:
+            address = engine.http
+            http_address = None if address is None else f"http://{address}"
+            put(json_text({"kafka": settings.kafka, "dask": settings.dask, "http": http_address, "pid": os.getpid()}))
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    await engine.run(tell)
