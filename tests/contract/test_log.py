@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
 
-from engine.broker import Outgoing, Partition, TopicSpec
+from engine.broker import Outgoing, Partition, Source, TopicSpec
 from engine.errors import KafkaUnavailable, RecordTooLarge, TopicError
 from engine.events import Position
 from tests.contract.under_test import Log, places, read, values
@@ -405,6 +405,41 @@ class TestGroups:
         assert all(answers)
         owner = first if first.assignment else second
         assert await owner.committed((topic, 0)) == 2
+
+    async def test_nothing_is_lost_while_members_come_and_go(self, log: Log) -> None:
+        """Whoever reads commits what it has read: in the end everything was read, and the commits say so."""
+        topic, group, total = await log.topic(3), a_group(), 600
+        seen: set[tuple[int, int]] = set()
+        done = asyncio.Event()
+
+        async def work(source: Source, stop: asyncio.Event) -> None:
+            while not stop.is_set() and not done.is_set():
+                records = await source.poll(timeout_seconds=0.05, max_records=7)
+                seen.update((record.partition, record.offset) for record in records)
+                await source.commit({(r.topic, r.partition): r.position.next_offset for r in records})
+                if len(seen) == total:
+                    done.set()
+            await source.close()
+
+        async def visit() -> None:
+            stop, visitor = asyncio.Event(), await log.source(topic, group=group)
+            working = asyncio.create_task(work(visitor, stop))
+            await sink.write([Outgoing(topic, b"%d" % n, b"v", partition=n % 3) for n in range(150)])
+            before = len(seen)
+            await eventually(lambda: len(seen) > before or done.is_set())
+            stop.set()
+            await working
+
+        sink = await log.sink()
+        steady = asyncio.create_task(work(await log.source(topic, group=group), asyncio.Event()))
+        for _ in range(4):
+            await visit()
+        await steady
+        assert seen == {(n, offset) for n in range(3) for offset in range(total // 3)}
+        after = await log.source(topic, group=group)
+        # A commit that the group refused during a rebalance may leave some to be read again, never to be skipped.
+        committed = [await after.committed(place) or 0 for place in places(topic, 3)]
+        assert len(await read(after, total, polls=5)) == total - sum(committed)
 
     @staticmethod
     def _telling(who: str, told: list[tuple[str, str, list[Partition]]]) -> dict[str, object]:
