@@ -13,7 +13,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from engine.broker import TopicSpec
-from engine.errors import KafkaUnavailable, TopicError
+from engine.errors import KafkaUnavailable, SettingsError, TopicError
 from engine.settings import Settings
 
 #: One attempt to connect, or one request, takes at most so long.
@@ -22,6 +22,8 @@ REQUEST_SECONDS = 5.0
 METADATA_SECONDS = 60.0
 #: Kafka's own default for max.message.bytes, taken where a topic's settings may not be read.
 DEFAULT_LIMIT_BYTES = 1_048_588
+
+_SECURITY = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 
 #: What aiokafka raises when it cannot get through; becomes KafkaUnavailable.
 UNREACHABLE = (KafkaError, OSError, TimeoutError)
@@ -34,7 +36,7 @@ class KafkaConnection:
         self.settings = settings
 
     def options(self, request_seconds: float) -> dict[str, Any]:
-        """Arguments that every client of aiokafka takes."""
+        """Arguments that every client of aiokafka takes. Raises SettingsError."""
         settings = self.settings
         security = settings.kafka_security.upper()
         options: dict[str, Any] = {
@@ -44,13 +46,21 @@ class KafkaConnection:
             "metadata_max_age_ms": int(METADATA_SECONDS * 1000),
             "security_protocol": security,
         }
-        if security in ("SSL", "SASL_SSL"):
-            options["ssl_context"] = ssl.create_default_context(cafile=settings.kafka_cafile)
-        if security in ("SASL_PLAINTEXT", "SASL_SSL"):
-            password = settings.kafka_password
+        if security not in _SECURITY:
+            raise SettingsError("kafka_security", security, "is not known", f"Use one of {', '.join(_SECURITY)}.")
+        if security.endswith("SSL"):
+            try:
+                options["ssl_context"] = ssl.create_default_context(cafile=settings.kafka_cafile)
+            except (OSError, ssl.SSLError) as error:
+                cause = f"cannot be read: {error}"
+                raise SettingsError("kafka_cafile", str(settings.kafka_cafile), cause, "Name a PEM file.") from error
+        if security.startswith("SASL"):
+            if settings.kafka_username is None or settings.kafka_password is None:
+                remedy = "Set kafka_username and kafka_password."
+                raise SettingsError("kafka_security", security, "needs a user and a password", remedy)
             options["sasl_mechanism"] = settings.kafka_sasl_mechanism
             options["sasl_plain_username"] = settings.kafka_username
-            options["sasl_plain_password"] = None if password is None else password.reveal()
+            options["sasl_plain_password"] = settings.kafka_password.reveal()
         return options
 
     def unavailable(self, error: BaseException) -> KafkaUnavailable:

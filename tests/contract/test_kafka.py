@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from engine.apache import ApacheKafka
 from engine.broker import Outgoing, TopicSpec
-from engine.errors import KafkaUnavailable
+from engine.errors import KafkaUnavailable, SettingsError
 from engine.events import Position
 from engine.kafka import KafkaBroker
 from engine.settings import Settings
@@ -74,6 +74,20 @@ class TestNotThere:
             async with asyncio.timeout(ONE_ATTEMPT_SECONDS):
                 with pytest.raises(KafkaUnavailable):
                     await broker.partitions("t")
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        (Settings(kafka_security="TLS"), "kafka_security"),
+        (Settings(kafka_security="SASL_PLAINTEXT", kafka_username="u"), "kafka_password"),
+        (Settings(kafka_security="SSL", kafka_cafile="no-such.pem"), "kafka_cafile"),
+    ],
+)
+async def test_wrong_security_settings_are_named(settings: Settings, names: str) -> None:
+    """Before anything is tried, and without showing a password."""
+    with pytest.raises(SettingsError, match=names):
+        await KafkaBroker(settings).sink().start()
 
 
 class TestGoingAway:
