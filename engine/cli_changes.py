@@ -71,4 +71,4 @@ def _details(change: StateChange) -> str:
         parts.append(bytes(change.result).decode(errors="replace"))
     if change.result_ref is not None:
         parts.append(f"result at {change.result_ref}")
-    return short(" · ".join(parts), _DETAIL_WIDTH)
+    return short(" · ".join(filter(None, parts)), _DETAIL_WIDTH)

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dask._expr import LLGExpr
 from dask._task_spec import Task, TaskRef
 from distributed import Client
 from distributed.protocol import to_serialize
@@ -20,7 +19,7 @@ from distributed.protocol.serialize import Serialized, ToPickle, serialize
 from engine.errors import DaskUnavailable
 from engine.executor import OnReports, Submission
 from engine.logs import logger
-from engine.scheduler import NAME, ReportPlugin, RunsPlugin, decode_reports, run_async_call, run_call
+from engine.scheduler import NAME, VERSION, ReportPlugin, RunsPlugin, SubmittedGraph, decode_reports, run_async_call, run_call
 
 #: How often the connection is looked at.
 _WATCH_SECONDS = 0.5
@@ -111,7 +110,7 @@ class Cluster:
         self._send(
             {
                 "op": "update-graph",
-                "expr_ser": Serialized(*serialize(to_serialize(LLGExpr(graph)), on_error="raise")),
+                "expr_ser": Serialized(*serialize(to_serialize(SubmittedGraph(graph)), on_error="raise")),
                 "keys": set(graph),
                 "internal_priority": order,
                 "user_priority": depth,
@@ -139,10 +138,13 @@ class Cluster:
         try:
             await client.register_plugin(RunsPlugin())
             await client.register_plugin(ReportPlugin())
-            self._token = await client.scheduler.engine_token()
+            self._token, version = await client.scheduler.engine_token()
         except Exception as error:  # whatever the other side answers: it is not a scheduler we can work with
             await client.close(timeout=2)
             raise DaskUnavailable(self.address, f"the scheduler refused the engine's plugin: {error}") from error
+        if version != VERSION:
+            await client.close(timeout=2)
+            raise DaskUnavailable(self.address, f"it runs release {version} of the engine, this process {VERSION}")
         client.subscribe_topic(NAME, self._hear)
         self._client = client
         self._adopt()
@@ -180,7 +182,7 @@ class Cluster:
             raise DaskUnavailable(self.address, "the connection is lost")
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                token = await client.scheduler.engine_token()
+                token, _ = await client.scheduler.engine_token()
         except (OSError, TimeoutError) as error:
             raise DaskUnavailable(self.address, f"{error}") from error
         except Exception:  # a scheduler that does not know us: a new one at the old address

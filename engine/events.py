@@ -203,7 +203,7 @@ def _structured(value: bytes | None, content_type: str) -> tuple[dict[str, str],
 
 
 def _is_json(raw: msgspec.Raw | None) -> bool:
-    if raw is None:
+    if raw is None or bytes(raw) == b"null":
         return True
     kind = msgspec.json.decode(raw, type=str).partition(";")[0].strip().lower()
     return kind == "application/json" or kind.endswith("+json")
@@ -258,4 +258,4 @@ def _event(
 def _single(values: Iterable[bytes] | None) -> str | None:
     """The only value; None where it is repeated or not ASCII, which makes a trace header malformed."""
     found = list(values or ())
-    return found[0].decode("ascii", "ignore") if len(found) == 1 and found[0] is not None else None
+    return found[0].decode() if len(found) == 1 and found[0] is not None and found[0].isascii() else None

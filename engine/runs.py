@@ -79,11 +79,11 @@ class FlowRun:
         if change.seq <= self.seq:
             return False
         if change.task_run_id is None:
-            self.state = follow(f"flow run {self.run_id}", self.state, change.state)
+            self.state = follow(self.run_id, self.state, change.state)
             self.attempt = change.attempt
         else:
             task = self.tasks.setdefault(change.task_run_id, TaskRun())
-            task.state = follow(f"task run {change.task_run_id}", task.state, change.state)
+            task.state = follow(change.task_run_id, task.state, change.state)
             task.attempt = change.attempt
             if change.error is not None and change.state.is_end and self.failure is None:
                 self.failure = (change.state, change.error)

@@ -10,6 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
@@ -23,6 +24,8 @@ from engine.telemetry import Tracer
 from engine.worker import execute, execute_async
 
 NAME = "engine"
+#: Engine, scheduler and workers exchange pickled values of ours: they must be of one release.
+VERSION = version("kafka-dask-engine")
 #: The pseudo-client in whose name the plugin holds keys, so that they outlive the engine that submitted them.
 _HOLDER = "engine-runs"
 #: A RUNNING report of its own is sent for attempts that last longer; shorter ones are told with their end.
@@ -35,6 +38,19 @@ decode_reports = msgspec.msgpack.Decoder(list[Report]).decode
 def variable_of(run_id: str) -> str:
     """Name of the distributed Variable that has a run's final future."""
     return f"run-{run_id}"
+
+
+class SubmittedGraph:
+    """A graph as the scheduler takes it off the wire; unlike dask's own expressions it is not hashed on the way."""
+
+    def __init__(self, tasks: dict[str, Any]) -> None:
+        self._tasks = tasks
+
+    def __dask_graph__(self) -> dict[str, Any]:
+        return self._tasks
+
+    def __dask_annotations__(self) -> dict[str, Any]:
+        return {}
 
 
 class _Held:
@@ -78,9 +94,9 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
             }
         )
 
-    async def tell_token(self) -> str:
-        """Answers which life of the plugin this is."""
-        return self.token
+    async def tell_token(self) -> tuple[str, str]:
+        """Answers which life of the plugin this is, and which release of the engine it belongs to."""
+        return self.token, VERSION
 
     def own(self, client: str, app: str, partition: int, epoch: int) -> None:
         """``client`` drives the partition from ``epoch`` on."""

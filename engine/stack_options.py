@@ -70,7 +70,10 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     def process_environment(self) -> dict[str, str]:
         """The variables of scheduler, workers and engine."""
-        environment = dict(os.environ) | dict(self.environment)
+        # Unbuffered, so that logs are there when one looks; without .pyc files, because those of two edits within a second
+        # can look alike, and a reload would load the older one.
+        defaults = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = defaults | dict(os.environ) | dict(self.environment)
         paths = [str(path.resolve()) for path in self.import_paths]
         if paths:
             environment["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [environment.get("PYTHONPATH")])])

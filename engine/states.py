@@ -270,4 +270,4 @@ def encode(value: Any) -> bytes:
 
 
 def _iso(moment: datetime) -> bytes:
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ").encode()
+    return _encoder.encode(moment)[1:-1]  # RFC 3339, as in the data, without the quotes

@@ -61,7 +61,6 @@ def options(tmp_path: Path, handlers: Path) -> StackOptions:
         import_paths=(handlers,),
         workers=1,
         threads_per_worker=1,
-        environment={"PYTHONDONTWRITEBYTECODE": "1"},
         signals=False,
         grace_seconds=5.0,
         backoff_seconds=0.05,
@@ -210,6 +209,24 @@ async def test_a_kafka_that_dies_ends_the_stack(tmp_path: Path, kafka: str) -> N
             await stack.wait()
 
 
+async def test_told_to_stop_twice_it_kills_what_still_runs(options: StackOptions) -> None:
+    deaf = "import signal; signal.signal(15, signal.SIG_IGN); print('up', flush=True)\nwhile True: signal.pause()"
+    alone = msgspec.structs.replace(
+        options, dask="tcp://127.0.0.1:9", engine=(sys.executable, "-c", deaf), http="", grace_seconds=60.0
+    )
+    stack = await DevStack(alone).__aenter__()
+    engine = psutil.Process(stack.pids["engine"])
+    await eventually(lambda: (stack.directory / "logs" / "engine.log").read_text() == "up\n")
+    stack.stop()
+    await stack.wait()
+    leaving = asyncio.create_task(stack.__aexit__(None, None, None))
+    await eventually(lambda: not stack.pids)
+    assert engine.is_running()
+    stack.stop()
+    await asyncio.wait_for(leaving, 20.0)
+    assert not engine.is_running()
+
+
 STACK_IN_A_PROCESS = """
 import asyncio, json, sys
 from pathlib import Path
@@ -238,3 +255,17 @@ async def test_however_it_is_told_to_end_nothing_is_left(tmp_path: Path, number:
     _, said = await process.communicate()
     assert process.returncode == (0 if number != signal.SIGKILL else -9), said.decode()
     await eventually(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children))
+
+
+async def test_told_to_end_while_it_starts_it_leaves_nothing_either(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", STACK_IN_A_PROCESS, str(tmp_path)), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    itself = psutil.Process(process.pid)
+    await eventually(itself.children)
+    children = itself.children()
+    process.send_signal(signal.SIGTERM)
+    out, said = await process.communicate()
+    assert (out, process.returncode) == (b"", 1)
+    assert b"InterruptedStartError" in said
+    await eventually(lambda: not any(child.is_running() for child in children))
