@@ -258,4 +258,5 @@ def _event(
 def _single(values: Iterable[bytes] | None) -> str | None:
     """The only value; None where it is repeated or not ASCII, which makes a trace header malformed."""
     found = list(values or ())
-    return found[0].decode() if len(found) == 1 and found[0] is not None and found[0].isascii() else None
+    value = found[0] if len(found) == 1 else None
+    return value.decode() if value is not None and value.isascii() else None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import msgspec
 
 from engine.errors import EventError
 from engine.events import Event, RawEvent, Reason
 from engine.flows import Flow, On
+
+T = TypeVar("T")
 
 
 class Match(msgspec.Struct, frozen=True):
@@ -53,7 +55,7 @@ class Triggers:
                 continue
             try:
                 typed = flow.read_event(event)
-                if trigger.where is not None and not _call(Reason.PREDICATE_FAILED, trigger.where, typed):
+                if trigger.where is not None and not _call(Reason.PREDICATE_FAILED, trigger.where, typed, bool):
                     continue
                 found[flow.name] = Match(flow.name, flow.bind(typed), _key(trigger, typed))
             except EventError as error:
@@ -72,16 +74,26 @@ def _concerns(trigger: On, event: RawEvent) -> bool:
 
 
 def _key(trigger: On, event: Event[Any]) -> str | None:
-    if trigger.key is None:
-        return None
-    key = _call(Reason.KEY_FAILED, trigger.key, event)
-    if not isinstance(key, str):
-        raise EventError(Reason.KEY_FAILED, f"key= gave {type(key).__name__}, not a string")
-    return key
+    return None if trigger.key is None else _call(Reason.KEY_FAILED, trigger.key, event, _checked_key)
 
 
-def _call(reason: Reason, function: Any, event: Event[Any]) -> Any:
+def _checked_key(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"key= gave {type(value).__name__}, not a string")
+    value.encode()  # on Kafka it is bytes; a text that is not Unicode would stop the intake there
+    return value
+
+
+def _call(reason: Reason, function: Callable[[Event[Any]], Any], event: Event[Any], into: Callable[[Any], T]) -> T:
     try:
-        return function(event)
+        return into(function(event))  # asking for the truth of a value may raise, too
     except Exception as error:  # the handler's own code: the record goes to the dead letters with what it raised
-        raise EventError(reason, f"{type(error).__name__}: {error}") from error
+        raise EventError(reason, _text_of(error)) from error
+
+
+def _text_of(error: Exception) -> str:
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except Exception as broken:  # user code in __str__: the dead letter is written all the same
+        return f"{name}: <its text cannot be had: {type(broken).__name__}>"

@@ -89,7 +89,12 @@ def failure_of(error: BaseException) -> Failure:
         text = "".join(traceback.format_exception(type(error), error, frames))
     except Exception as broken:  # as above
         text = f"<its traceback cannot be had: {type(broken).__name__}>"
-    return Failure(type(error).__qualname__, message[:_MAX_MESSAGE], text[-_MAX_TRACEBACK:])
+    return Failure(type(error).__qualname__, _sendable(message[:_MAX_MESSAGE]), _sendable(text[-_MAX_TRACEBACK:]))
+
+
+def _sendable(text: str) -> str:
+    """``text`` as valid Unicode: names of files from outside may hold what no JSON can."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _prepare(call: Call, results: Sequence[Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:

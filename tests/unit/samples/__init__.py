@@ -1,0 +1,1 @@
+"""Small handlers that the unit tests declare things from."""

@@ -1,0 +1,168 @@
+"""Flows and tasks for the unit tests: every way of binding, and tasks that do what tasks should not."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from datetime import datetime
+from typing import Any, NotRequired, TypedDict
+
+import msgspec
+
+from engine import Event, Retry, fixed, flow, on, task
+
+
+class Line(msgspec.Struct):
+    sku: str
+    count: int = 1
+
+
+class Order(msgspec.Struct):
+    id: str
+    lines: list[Line] = []
+
+
+@dataclasses.dataclass
+class Reading:
+    sensor: str
+    value: float = 0.0
+
+
+class Account(TypedDict):
+    name: str
+    age: NotRequired[int]
+
+
+@task
+def double(value: int) -> int:
+    """Twice the value."""
+    return value * 2
+
+
+@task
+def add(left: int, right: int = 0) -> int:
+    return left + right
+
+
+@task(name="billing.total", retry=Retry(3, wait=fixed(0.5)), timeout_seconds=30)
+def total(values: list[int]) -> int:
+    return sum(values)
+
+
+@task
+async def later(value: int) -> int:
+    return value + 1
+
+
+@flow(on("orders"))
+def whole(order: Order) -> Any:
+    return order
+
+
+@flow(on("orders"))
+def several(id: str, count: int = 1, tags: list[str] = ["new"]) -> Any:  # noqa: B006  # a default must not be shared
+    return (id, count, tags)
+
+
+@flow(on("orders"))
+def entire(event: Event[Order]) -> Any:
+    return event
+
+
+@flow(on("orders"))
+def raw(event: Event) -> Any:  # type: ignore[type-arg]
+    return event
+
+
+@flow(on("orders"))
+def nothing() -> Any:
+    return None
+
+
+@flow(on("orders"))
+def reading(reading: Reading) -> Any:
+    return reading
+
+
+@flow(on("orders"))
+def account(account: Account) -> Any:
+    return account
+
+
+@flow(on("orders"))
+def perhaps(order: Order | None) -> Any:
+    return order
+
+
+@flow(on("orders"))
+def keyword(*, at: datetime) -> Any:
+    return at
+
+
+@flow(on("orders"))
+def doubled(value: int) -> int:
+    return double(value)
+
+
+class BrokenText(Exception):
+    """Its text cannot be had."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Unpicklable(Exception):
+    """Holds what no process can send."""
+
+    def __init__(self) -> None:
+        super().__init__("cannot travel")
+        self.held = lambda: None
+
+
+@task
+def raises(kind: str) -> None:
+    if kind == "exit":
+        sys.exit(3)
+    raise {"value": ValueError("bad value"), "text": BrokenText(), "pickle": Unpicklable(), "name": OSError("\udcff")}[kind]
+
+
+@task
+async def raises_later(kind: str) -> None:
+    raises(kind)
+
+
+@task(timeout_seconds=0.05)
+def spins() -> None:
+    while True:
+        try:
+            while True:
+                pass
+        except Exception:  # a task that goes on whatever happens
+            continue
+
+
+@task(timeout_seconds=0.05)
+async def waits() -> None:
+    import asyncio
+
+    await asyncio.Event().wait()
+
+
+@task
+def unencodable() -> Any:
+    return {1, object()}
+
+
+@task
+def large(size: int) -> str:
+    return "x" * size
+
+
+@task
+def bound() -> dict[str, Any]:
+    """What the log lines of this task carry, after it has bound something of its own."""
+    import structlog
+
+    before = structlog.contextvars.get_contextvars()
+    structlog.contextvars.bind_contextvars(left_over=1)
+    return before

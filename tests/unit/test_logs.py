@@ -1,0 +1,92 @@
+"""engine.logs: one way for all lines, and what every line of a run carries."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from engine.logs import configure, logger, run_fields
+
+TRACEPARENT = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """Undo what is set up for the whole process."""
+    loggers = {name: logging.getLogger(name) for name in ("", "aiokafka", "distributed.client", "distributed.comm", "asyncio")}
+    levels = {name: found.level for name, found in loggers.items()}
+    handlers = loggers[""].handlers[:]
+    yield
+    loggers[""].handlers[:] = handlers
+    for name, level in levels.items():
+        loggers[name].setLevel(level)
+    structlog.contextvars.clear_contextvars()
+    structlog.reset_defaults()
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_a_line_is_json_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
+    configure()
+    logger.info("run begun", partition=3)
+    [line] = lines(capsys)
+    assert line["event"] == "run begun"
+    assert line["partition"] == 3
+    assert line["level"] == "info"
+    assert line["at"].endswith("Z")
+
+
+def test_bound_fields_of_a_run_are_on_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(as_json=True)
+    structlog.contextvars.bind_contextvars(**run_fields("r1", "fulfil", TRACEPARENT, "price"))
+    logger.warning("odd")
+    [line] = lines(capsys)
+    assert {key: line[key] for key in ("run_id", "flow", "task", "trace_id")} == {
+        "run_id": "r1",
+        "flow": "fulfil",
+        "task": "price",
+        "trace_id": "0123456789abcdef0123456789abcdef",
+    }
+
+
+def test_a_run_without_a_trace_has_an_empty_trace_id() -> None:
+    assert run_fields("r1", "fulfil", None) == {"run_id": "r1", "flow": "fulfil", "trace_id": ""}
+
+
+def test_an_exception_is_one_field_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(as_json=True)
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        logger.exception("it failed")
+    [line] = lines(capsys)
+    assert "ValueError: broken" in line["exception"]
+
+
+def test_standard_logging_goes_the_same_way(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(as_json=True)
+    logging.getLogger("somebody.else").warning("disk %s", "full")
+    [line] = lines(capsys)
+    assert (line["event"], line["logger"], line["level"]) == ("disk full", "somebody.else", "warning")
+
+
+def test_lines_below_the_level_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(level="WARNING", as_json=True)
+    logger.info("chatter")
+    logger.error("trouble")
+    assert [line["event"] for line in lines(capsys)] == ["trouble"]
+
+
+def test_a_terminal_gets_readable_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(as_json=False)
+    logger.info("run begun", partition=3)
+    shown = capsys.readouterr().err
+    assert "run begun" in shown
+    assert "{" not in shown

@@ -1,0 +1,133 @@
+"""engine.settings: one list, one precedence, secrets that never show, loopback unless told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engine.errors import SettingsError
+from engine.settings import Secret, Settings, is_loopback, load
+
+
+def test_defaults_hold_where_nothing_is_said(tmp_path: Path) -> None:
+    assert load({}, {}, tmp_path) == Settings()
+
+
+def test_a_flag_beats_a_variable_beats_the_file_beats_the_default(tmp_path: Path) -> None:
+    (tmp_path / "engine.toml").write_text('app = "file"\nkafka = "127.0.0.1:1"\npoll_records = 5\n')
+    environment = {"ENGINE_APP": "variable", "ENGINE_KAFKA": "127.0.0.1:2"}
+    settings = load({"app": "flag", "dask": None}, environment, tmp_path)
+    assert (settings.app, settings.kafka, settings.poll_records) == ("flag", "127.0.0.1:2", 5)
+    assert settings.dask == Settings().dask
+
+
+def test_variables_are_text_and_become_what_the_setting_is(tmp_path: Path) -> None:
+    environment = {
+        "ENGINE_HANDLERS": "handlers/orders.py,other",
+        "ENGINE_MAX_OPEN_RUNS": "12",
+        "ENGINE_DEDUP_WINDOW_SECONDS": "1.5",
+        "ENGINE_ALLOW_PLAINTEXT": "true",
+    }
+    settings = load({}, environment, tmp_path)
+    assert settings.handlers == ("handlers/orders.py", "other")
+    assert (settings.max_open_runs, settings.dedup_window_seconds, settings.allow_plaintext) == (12, 1.5, True)
+
+
+def test_variables_of_others_are_none_of_ours(tmp_path: Path) -> None:
+    assert load({}, {"ENGINE_ROOM": "warm", "APP": "x"}, tmp_path) == Settings()
+
+
+def test_topics_and_groups_are_named_after_the_app() -> None:
+    shop = Settings(app="shop")
+    assert shop.states_topic == "shop.states"
+    assert shop.dead_letters_topic == "shop.dead-letters"
+    assert (shop.intake_group, shop.dispatch_group) == ("shop.intake", "shop.dispatch")
+
+
+def test_an_unknown_key_of_the_file_is_named_and_the_known_ones_listed(tmp_path: Path) -> None:
+    (tmp_path / "engine.toml").write_text('kafak = "127.0.0.1:1"\n')
+    with pytest.raises(SettingsError, match="kafak.*no such setting.*kafka") as caught:
+        load({}, {}, tmp_path)
+    assert caught.value.key == "kafak"
+
+
+@pytest.mark.parametrize("content", [b"app = ", b"app = '\xff'"], ids=["broken", "not UTF-8"])
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "engine.toml").write_bytes(content)
+    with pytest.raises(SettingsError, match=r"engine\.toml.*not valid TOML"):
+        load({}, {}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_open_runs", "many"),
+        ("max_open_runs", "0"),
+        ("state_partitions", "-3"),
+        ("app", ""),
+        ("app", "my app"),
+        ("dedup_window_seconds", "a day"),
+        ("allow_plaintext", "perhaps"),
+    ],
+)
+def test_a_wrong_value_names_the_setting_and_the_value(tmp_path: Path, key: str, value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({}, {f"ENGINE_{key.upper()}": value}, tmp_path)
+    assert caught.value.key == key
+    assert repr(value) in str(caught.value)
+
+
+def test_a_secret_shows_itself_nowhere_but_where_it_is_asked_to(tmp_path: Path) -> None:
+    settings = load({}, {"ENGINE_KAFKA_PASSWORD": "hunter2"}, tmp_path)
+    password = settings.kafka_password
+    assert password is not None
+    assert password.reveal() == "hunter2"
+    assert type(password.reveal()) is str
+    for text in (repr(settings), str(password), f"{password}", f"{password:>10}", "%s" % password):  # noqa: UP031
+        assert "hunter2" not in text
+
+
+def test_a_secret_of_the_wrong_kind_is_not_in_the_error() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"kafka_password": Secret("hunter2"), "max_open_runs": "x"}, {}, Path("nowhere"))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.8.9.10", True), ("localhost", True), ("[::1]", True), ("::1", True), ("0.0.0.0", False)]
+    + [("10.0.0.1", False), ("kafka.example", False), ("localhost.example", False), ("", False)],
+)
+def test_only_this_machine_is_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("kafka", "kafka.example:9092"),
+        ("kafka", "127.0.0.1:9092,10.0.0.2:9092"),
+        ("dask", "tcp://10.0.0.3:8786"),
+        ("http", "0.0.0.0:8282"),
+        ("http", ":8282"),
+    ],
+)
+def test_plain_text_beyond_loopback_is_refused_unless_allowed(tmp_path: Path, key: str, value: str) -> None:
+    with pytest.raises(SettingsError, match="plain text.*allow_plaintext") as caught:
+        load({key: value}, {}, tmp_path)
+    assert caught.value.key == key
+    assert getattr(load({key: value, "allow_plaintext": True}, {}, tmp_path), key) == value
+    assert getattr(load({key: value}, {}, tmp_path, check_hosts=False), key) == value
+
+
+def test_tls_may_go_anywhere(tmp_path: Path) -> None:
+    settings = load({"kafka": "k.example:9093", "kafka_security": "SASL_SSL", "dask": "tls://d.example:1"}, {}, tmp_path)
+    assert settings.kafka == "k.example:9093"
+
+
+def test_settings_are_values() -> None:
+    with pytest.raises(AttributeError):
+        Settings().app = "other"  # type: ignore[misc]
+    assert msgspec.structs.replace(Settings(), app="x") == Settings(app="x")
