@@ -1,12 +1,18 @@
 """An event-driven task engine: Kafka events become Dask task graphs, every state change goes back onto Kafka."""
 
-from engine.errors import EngineError
-from engine.events import Event
-from engine.flows import flow, on
-from engine.retries import Retry, exponential, fixed, jittered
-from engine.states import Failure, State, StateChange
-from engine.subscriber import Subscription, subscribe
-from engine.tasks import task
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.errors import EngineError
+    from engine.events import Event
+    from engine.flows import flow, on
+    from engine.retries import Retry, exponential, fixed, jittered
+    from engine.states import Failure, State, StateChange
+    from engine.subscriber import Subscription, subscribe
+    from engine.tasks import task
 
 __all__ = [
     # Declare what events start.
@@ -28,3 +34,33 @@ __all__ = [
     # What anything here may raise.
     "EngineError",
 ]
+
+# Imported when first used: a worker or a handler under test needs no Kafka client, and `engine --help` needs nothing.
+_HOMES = {
+    "flow": "engine.flows",
+    "on": "engine.flows",
+    "task": "engine.tasks",
+    "Event": "engine.events",
+    "Retry": "engine.retries",
+    "exponential": "engine.retries",
+    "fixed": "engine.retries",
+    "jittered": "engine.retries",
+    "subscribe": "engine.subscriber",
+    "Subscription": "engine.subscriber",
+    "StateChange": "engine.states",
+    "State": "engine.states",
+    "Failure": "engine.states",
+    "EngineError": "engine.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from dask._task_spec import Task, TaskRef
-from distributed import Client
+from distributed import Client, LocalCluster
 from distributed.protocol import to_serialize
 from distributed.protocol.serialize import Serialized, ToPickle, serialize
 
@@ -147,12 +148,11 @@ class Cluster:
             raise DaskUnavailable(self.address, f"it runs release {version} of the engine, this process {VERSION}")
         client.subscribe_topic(NAME, self._hear)
         self._client = client
-        self._adopt()
+        self._adopt(client)
         self.trouble = ""
 
-    def _adopt(self) -> None:
-        assert self._client is not None
-        self._comm = self._client.scheduler_comm
+    def _adopt(self, client: Client) -> None:
+        self._comm = client.scheduler_comm
         self._comm.interval = _STREAM_INTERVAL_SECONDS
         for partition, epoch in self._owned.items():
             self._send({"op": "engine-own", "app": self._app, "partition": partition, "epoch": epoch})
@@ -193,10 +193,24 @@ class Cluster:
             await self._connect()
             self._say_back()
         elif comm is not self._comm:
-            self._adopt()
+            self._adopt(client)
             self.trouble = ""
             self._say_back()
 
     def _say_back(self) -> None:
         logger.info("in touch with the Dask scheduler again; open runs go on", dask=self.address)
         self._on_reset()
+
+
+@contextlib.asynccontextmanager
+async def in_process(workers: int = 1, threads: int = 4) -> AsyncIterator[str]:
+    """A Dask cluster inside this process; gives its address. For tests: it takes some 50 ms."""
+    async with LocalCluster(
+        n_workers=workers,
+        threads_per_worker=threads,
+        processes=False,
+        asynchronous=True,
+        dashboard_address=None,
+        silence_logs=logging.CRITICAL,
+    ) as cluster:
+        yield cluster.scheduler_address

@@ -67,3 +67,11 @@ def values(records: Sequence[Record]) -> list[bytes | None]:
 
 def places(topic: str, count: int) -> list[Partition]:
     return [(topic, n) for n in range(count)]
+
+
+def numbered(topic: str, count: int, partition: int | None = None, key: bytes | None = None) -> list[Outgoing]:
+    return [Outgoing(topic, key, b"%d" % n, partition=partition) for n in range(count)]
+
+
+def a_group() -> str:
+    return f"group-{uuid.uuid4().hex}"
