@@ -11,27 +11,24 @@ import functools
 import os
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import structlog
-
 from engine.broker import Broker, Outgoing, Partition, Record, Sink
-from engine.errors import EngineError, EventError, KafkaUnavailable
+from engine.errors import EngineError, KafkaUnavailable
 from engine.executor import Executor, Report, Submission
 from engine.flows import Flow
-from engine.graph import Graph, wire
+from engine.graph import Graph
 from engine.ledger import Ledger
-from engine.logs import logger, run_fields
+from engine.logs import logger
 from engine.progress import Progress, Step
 from engine.publisher import Publisher
 from engine.runs import FlowRun
 from engine.settings import Settings
 from engine.states import Envelope, Failure, Ownership, is_ownership, is_scheduled, read, type_of, utc, write_ownership
 from engine.telemetry import Tracer, attempt_context, run_context
-from engine.worker import failure_of
+from engine.waitlist import Waitlist
+from engine.wiring import UNKNOWN_FLOW, Wirer
 
 _POLL_SECONDS = 0.2
 _COMMIT_INTERVAL_SECONDS = 1.0
@@ -68,7 +65,6 @@ class Dispatcher:
     ) -> None:
         self._settings = settings
         self._sink = sink
-        self._flows = flows
         self._executor = executor
         self._publisher = publisher
         self._tracer = tracer
@@ -79,16 +75,13 @@ class Dispatcher:
         )
         self._ledgers: dict[int, Ledger] = {}
         self._driven: dict[str, _Driven] = {}
-        #: Runs that may begin, and behind each ordering key in use the runs that wait for it.
-        self._ready: deque[tuple[Ledger, FlowRun]] = deque()
-        self._behind: dict[tuple[int, str, str], deque[tuple[Ledger, FlowRun]]] = {}
-        self._waiting = 0
+        self._waitlist = Waitlist()
         self._wake = asyncio.Event()
         self._paused = False
         self._committed: dict[Partition, int] = {}
         self._committed_at = 0.0
         self._is_stopping = False
-        self._wiring = ThreadPoolExecutor(1, "engine-wiring")
+        self._wirer = Wirer(flows, settings.inline_result_bytes)
         self._timers: set[asyncio.TimerHandle] = set()
 
     @property
@@ -109,7 +102,7 @@ class Dispatcher:
                 records = await self._source.poll(timeout_seconds=_POLL_SECONDS, max_records=self._settings.poll_records)
                 for record in records:
                     await self._take(record)
-                if self._ready:
+                if self._waitlist.ready:
                     self._wake.set()
                 self._regulate()
                 await self._commit()
@@ -131,9 +124,7 @@ class Dispatcher:
         await self._commit()
         await self._source.close()
         await self._executor.close()
-        self._wiring.shutdown(wait=False, cancel_futures=True)
-
-    # Partitions -----------------------------------------------------------------------------------------------------
+        self._wirer.close()
 
     async def _assigned(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Take over what is new; go on where we were with what stayed. Answers where to read from."""
@@ -175,11 +166,7 @@ class Dispatcher:
         self._committed.pop((self._topic, number), None)
         for run_id in [run_id for run_id, driven in self._driven.items() if driven.ledger.partition == number]:
             del self._driven[run_id]
-        self._ready = deque(item for item in self._ready if item[0].partition != number)
-        for key in [key for key in self._behind if key[0] == number]:
-            self._waiting -= len(self._behind.pop(key))
-
-    # Records --------------------------------------------------------------------------------------------------------
+        self._waitlist.drop(number)
 
     async def _take(self, record: Record) -> None:
         ledger = self._ledgers.get(record.partition)
@@ -201,7 +188,7 @@ class Dispatcher:
         elif not was_recovered and ledger.is_recovered:
             logger.info("partition recovered", partition=record.partition, open_runs=len(ledger.runs))
             for run in ledger:
-                self._queue(ledger, run)
+                self._waitlist.add(ledger, run)
 
     def _read(self, ledger: Ledger, record: Record, was_recovered: bool) -> None:
         try:
@@ -216,22 +203,7 @@ class Dispatcher:
             ledger.skip(record.offset)
             return
         if run is not None and was_recovered:
-            self._queue(ledger, run)
-
-    def _queue(self, ledger: Ledger, run: FlowRun) -> None:
-        """The run may begin, or waits for the run before it with the same ordering key."""
-        if run.key is None:
-            self._ready.append((ledger, run))
-            return
-        key = (ledger.partition, run.flow, run.key)
-        if key in self._behind:
-            self._behind[key].append((ledger, run))
-            self._waiting += 1
-        else:
-            self._behind[key] = deque()
-            self._ready.append((ledger, run))
-
-    # Driving --------------------------------------------------------------------------------------------------------
+            self._waitlist.add(ledger, run)
 
     async def _admit(self) -> None:
         """Whenever runs may begin: wire them, submit all of them in one message, tell their changes."""
@@ -239,9 +211,8 @@ class Dispatcher:
             await self._wake.wait()
             self._wake.clear()
             while (room := self._room()) > 0:
-                batch = [self._ready.popleft() for _ in range(min(room, len(self._ready)))]
-                wire_all = functools.partial(self._wire, [run for _, run in batch], time.time())
-                wired = await asyncio.get_running_loop().run_in_executor(self._wiring, wire_all)
+                batch = self._waitlist.take(room)
+                wired = await self._wirer.wire([run for _, run in batch], time.time())
                 submissions: list[Submission] = []
                 for (ledger, run), graph in zip(batch, wired, strict=True):
                     if self._ledgers.get(ledger.partition) is ledger:  # else it was lost while the flow was wired
@@ -251,30 +222,9 @@ class Dispatcher:
 
     def _room(self) -> int:
         """How many runs may begin now; none while the cluster is away or Kafka does not keep up."""
-        if not self._ready or self._executor.trouble or self._publisher.backlog > _MAX_BACKLOG:
+        if not self._waitlist.ready or self._executor.trouble or self._publisher.backlog > _MAX_BACKLOG:
             return 0
         return min(self._settings.max_open_runs - len(self._driven), _MAX_TICK)
-
-    def _wire(self, runs: list[FlowRun], now: float) -> list[Graph | Failure]:
-        """In the wiring thread: what a flow does there may block it, but neither heartbeats nor other runs' reports."""
-        wired: list[Graph | Failure] = []
-        for run in runs:
-            flow = self._flows.get(run.flow)
-            if flow is None:
-                known = ", ".join(sorted(self._flows)) or "none"
-                wired.append(Failure("UnknownFlow", f"no handler declares the flow {run.flow!r}; loaded: {known}"))
-                continue
-            context = run_context(run.traceparent or "", run.run_id)
-            structlog.contextvars.clear_contextvars()
-            structlog.contextvars.bind_contextvars(**run_fields(run.run_id, run.flow, run.traceparent))
-            limit = self._settings.inline_result_bytes
-            try:
-                wired.append(wire(flow, run, traceparent=context, now=now, inline_result_bytes=limit))
-            except EventError as error:
-                wired.append(Failure("InvalidParameters", error.cause))
-            except BaseException as error:  # user code, sys.exit included: the run ends FAILED with it
-                wired.append(failure_of(error))
-        return wired
 
     def _begin(self, ledger: Ledger, run: FlowRun, graph: Graph | Failure, submissions: list[Submission]) -> None:
         now = time.time()
@@ -284,7 +234,7 @@ class Dispatcher:
         if isinstance(graph, Graph):
             step = progress.begin(now)
         else:
-            step = progress.fail(graph, now, crashed=graph.type == "UnknownFlow")
+            step = progress.fail(graph, now, crashed=graph.type == UNKNOWN_FLOW)
         if step.forget:
             self._executor.forget(run.run_id, step.forget)
         if step.submit:
@@ -348,20 +298,8 @@ class Dispatcher:
             if ends:
                 parent = run.traceparent or ""
                 self._tracer.run(driven.context, parent, change, self._settings.app, progress.started_at, change.error)
-                self._free(ledger, run)
-
-    def _free(self, ledger: Ledger, run: FlowRun) -> None:
-        """The next run with the same ordering key may begin."""
-        if run.key is None:
-            return
-        key = (ledger.partition, run.flow, run.key)
-        queue = self._behind.get(key)
-        if queue:
-            self._waiting -= 1
-            self._ready.append(queue.popleft())
-            self._wake.set()
-        elif queue is not None:
-            del self._behind[key]
+                self._waitlist.end(ledger, run)
+                self._wake.set()
 
     def _ended(self, driven: _Driven) -> None:
         """The run's end is safely on the state topic: only now may the cluster and the ledger let it go."""
@@ -371,14 +309,12 @@ class Dispatcher:
             driven.ledger.close(run_id)
             keep_seconds = self._settings.result_ttl_seconds if driven.progress.keeps_result else 0.0
             self._executor.release(run_id, keep_seconds)
-            if self._ready:
+            if self._waitlist.ready:
                 self._wake.set()
-
-    # Pressure and commits -------------------------------------------------------------------------------------------
 
     def _regulate(self) -> None:
         """Stop reading while more waits than may be open, and read again when half of it is gone."""
-        backlog = len(self._ready) + self._waiting
+        backlog = len(self._waitlist)
         limit = self._settings.max_open_runs
         if self._paused:
             self._paused = backlog > limit // 2
