@@ -40,7 +40,7 @@ def on(
     key: Callable[[Any], str] | None = None,
     **unknown: Any,
 ) -> On:
-    """A trigger: events of ``topic`` whose ``type`` (exact, or ``"order.*"``) and ``source`` match and for which ``where`` is true.
+    """A trigger: events of ``topic`` whose ``type`` (exact, or ``"order.*"``) and ``source`` match, where ``where`` is true.
 
     ``where`` and ``key`` get the event with its data decoded to the flow's parameters. Runs with the same ``key`` start in
     the order of their events, one after the other; runs without one start at once. Raises DeclarationError.

@@ -95,11 +95,8 @@ class Intake:
             outgoing.append(self._dead_letter(record, error, None, now))
             return None, self._tracer.begin(None, record.position), str(record.position), changes
         context = self._tracer.begin(event.traceparent, record.position)
-        for found in self._triggers.match(record.topic, event):
-            if isinstance(found, Match) and len(found.parameters) + _OVERHEAD_BYTES > self._settings.max_record_bytes:
-                limit = self._settings.max_record_bytes
-                too_large = EventError(Reason.TOO_LARGE, f"{len(found.parameters):,} bytes of parameters, limit {limit:,}")
-                found = Refusal(found.flow, too_large)
+        for match in self._triggers.match(record.topic, event):
+            found = self._check_size(match)
             if isinstance(found, Refusal):
                 outgoing.append(self._dead_letter(record, found.error, found.flow, now))
                 continue
@@ -110,6 +107,13 @@ class Intake:
             outgoing.append(Outgoing(self._settings.states_topic, key.encode(), value, headers))
             changes.append((send, change))
         return event.traceparent, context, event.id, changes
+
+    def _check_size(self, match: Match | Refusal) -> Match | Refusal:
+        limit = self._settings.max_record_bytes
+        if isinstance(match, Refusal) or len(match.parameters) + _OVERHEAD_BYTES <= limit:
+            return match
+        size = len(match.parameters)
+        return Refusal(match.flow, EventError(Reason.TOO_LARGE, f"{size:,} bytes of parameters, limit {limit:,}"))
 
     def _scheduled(self, match: Match, event: RawEvent, record: Record, now: float) -> StateChange:
         return StateChange(

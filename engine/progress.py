@@ -46,6 +46,8 @@ class Progress:
         self._reason: str | None = None
         self._attempts = {node.call.index: max(1, self._task(node).attempt) for node in graph.nodes}
         self._pending = {node.call.index for node in graph.nodes if not self._has_ended(node)}
+        #: Calls between two attempts: what is heard of them is late, and nothing that needs them may be submitted.
+        self._waiting: set[int] = set()
         returning = next((call for call in graph.calls if call.returns), None)
         if returning is not None and self._failure is None:
             self._pending.add(returning.index)  # its report brings the result, even where its end was told before
@@ -84,14 +86,19 @@ class Progress:
     def report(self, report: Report, now: float) -> Step:
         """Something was heard of a call. Reports may come twice, late, or from an attempt that is over."""
         step = Step(changes=[])
-        if self.is_ended or report.index not in self._pending:
+        if self.is_ended or report.index in self._waiting:
             return step
         if report.index >= len(self.graph.nodes):
-            self._report_collect(step, report, now)
+            if report.index in self._pending:
+                self._report_collect(step, report, now)
             return step
         node = self.graph.nodes[report.index]
         if report.attempt != self._attempts[report.index]:
             return step
+        if report.index not in self._pending:
+            if not self._is_lost(node, report):
+                return step
+            self._pending.add(report.index)
         if report.started_at and self._task(node).state in (State.SCHEDULED, State.RETRYING):
             started = self._advance(node, State.RUNNING, report.started_at, report.attempt, worker=report.worker)
             step.changes.append(started)
@@ -106,13 +113,14 @@ class Progress:
 
     def retry(self, index: int) -> Step:
         """The wait before the next attempt of a call is over."""
+        self._waiting.discard(index)
         if self.is_ended or index not in self._pending:
             return Step()
         self._attempts[index] += 1
-        needed = {index, *(i for i in self.graph.downstream(index) if i in self._pending)}
+        needed = {index, *self.graph.downstream(index)}
         if self.graph.collect is not None:
             needed.add(self.graph.collect.index)
-        return Step(submit=self._calls(needed))
+        return Step(submit=self._calls(needed & self._pending))
 
     def resubmit(self) -> Step:
         """The cluster has lost everything: what is pending, and what that needs, once more."""
@@ -130,11 +138,11 @@ class Progress:
         if wait_seconds is None:
             self._end_task(step, node, State.FAILED, report)
             return
-        if self._task(node).state is not State.RUNNING:
-            return  # told before: the retry is under way
-        at = utc(report.at + wait_seconds)
-        retrying = self._advance(node, State.RETRYING, report.at, report.attempt, error=report.error, next_attempt_at=at)
-        step.changes.append(retrying)
+        if not self._has_ended(node):  # else its end was told before its result was lost
+            at = utc(report.at + wait_seconds)
+            retrying = self._advance(node, State.RETRYING, report.at, report.attempt, error=report.error, next_attempt_at=at)
+            step.changes.append(retrying)
+        self._waiting.add(report.index)
         step.forget = self._failed_keys(report.index)
         step.retry = (report.index, wait_seconds)
 
@@ -194,12 +202,27 @@ class Progress:
 
     def _calls(self, indices: Iterable[int]) -> tuple[Call, ...]:
         """These calls and all they need, in call order; what the cluster has is attached to, not run again."""
-        needed = set(indices)
         calls = self.graph.calls
-        for call in reversed(calls):
+        # What needs a call that waits goes with that call's next attempt: submitted now, it would take the wait away.
+        held_back = set(self._waiting)
+        for call in calls:
+            if not held_back.isdisjoint(call.dependencies):
+                held_back.add(call.index)
+        needed = self._with_dependencies(set(indices) - held_back)
+        return tuple(self._with_attempt(call) for call in calls if call.index in needed)
+
+    def _with_dependencies(self, indices: set[int]) -> set[int]:
+        needed = set(indices)
+        for call in reversed(self.graph.calls):
             if call.index in needed:
                 needed.update(call.dependencies)
-        return tuple(self._with_attempt(call) for call in calls if call.index in needed)
+        return needed
+
+    def _is_lost(self, node: Node, report: Report) -> bool:
+        """Whether a result that was told of is gone, failed when it was made again, and is still needed."""
+        has_failed = report.state in (State.FAILED, State.CRASHED)
+        was_told = self._task(node).state is State.COMPLETED
+        return has_failed and was_told and report.index in self._with_dependencies(self._pending)
 
     def _with_attempt(self, call: Call) -> Call:
         attempt = self._attempts.get(call.index, 1)
