@@ -65,6 +65,8 @@ async def demo(
             engine=engine_command(settings),
             http="127.0.0.1:0",
             import_paths=import_paths(settings.handlers),
+            # Else the scheduler leaves a folder behind in the system's own place for temporary files.
+            environment={"DASK_TEMPORARY_DIRECTORY": folder},
         )
         async with DevStack(options, say) as stack:
             playing = asyncio.create_task(_play(stack, settings, flights), name="demo")

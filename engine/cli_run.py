@@ -17,6 +17,8 @@ from engine.cluster import Cluster
 from engine.kafka import KafkaBroker
 from engine.loader import load
 
+#: One attempt to connect to Dask, or one answer of its scheduler, takes at most so long.
+_DASK_SECONDS = 10.0
 #: As a shell reports a program that SIGTERM ended, for the second signal, which waits for nothing.
 _KILLED = 128 + signal.SIGTERM
 
@@ -39,7 +41,9 @@ async def run(
     """
     settings = settings_of(app=app, kafka=kafka, dask=dask, handlers=handlers, http=http)
     logs.configure(as_json=None if log == "auto" else log == "json")
-    engine = App(settings, load(settings.handlers), KafkaBroker(settings), Cluster(settings.app, settings.dask))
+    # Two attempts at least fit into the time for connecting, so that the first can say what is waited for.
+    cluster = Cluster(settings.app, settings.dask, min(_DASK_SECONDS, settings.connect_timeout_seconds / 2))
+    engine = App(settings, load(settings.handlers), KafkaBroker(settings), cluster)
     is_stopping = False
 
     def stop() -> None:

@@ -1,0 +1,96 @@
+"""The commands of a user against a running stack: they speak only Kafka and HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+
+from engine.runs import run_id_of
+from tests.acceptance.conftest import SOURCE, Stack, engine
+from tests.waiting import eventually
+
+
+async def test_the_ready_line_says_what_runs_where(stack: Stack) -> None:
+    assert set(stack.ready) == {"kafka", "dask", "http", "pid"}
+    assert stack.ready["dask"].startswith("tcp://127.0.0.1:")
+    assert stack.ready["pid"] == stack.process.pid
+    async with httpx.AsyncClient(base_url=stack.ready["http"]) as client:
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_an_event_becomes_a_run_whose_watcher_exits_0(stack: Stack) -> None:
+    run_id = await stack.send("good", "ann")
+    seen = await stack.tail("--run", run_id, "--flow", "process", "--count", "6")
+    assert [change["seq"] for change in seen.lines] == [0, 1, 2, 3, 4, 5]
+    assert seen.lines[0]["parameters"] == {"item": {"name": "ann"}}
+    assert seen.lines[0]["event"]["id"] == "good"
+    assert seen.lines[-1]["result"] == "ANN"
+    watched = await engine("runs", "watch", run_id, *stack.where)
+    assert watched.code == 0, watched.err
+    assert "COMPLETED" in watched.out
+
+
+async def test_a_run_that_fails_makes_its_watcher_exit_1(stack: Stack) -> None:
+    run_id = await stack.send("failing", "bad")
+    assert (await stack.tail("--run", run_id, "--state", "FAILED", "--count", "2")).code == 0
+    watched = await engine("runs", "watch", run_id, "--json", *stack.where)
+    assert watched.code == 1
+    assert watched.lines[-1]["error"]["type"] == "ValueError"
+    for_a_person = await engine("runs", "watch", run_id, *stack.where)
+    assert "\\x1b[2J [bold]" in for_a_person.out
+    assert "\x1b" not in for_a_person.out
+
+
+async def test_an_unknown_run_is_not_found(stack: Stack) -> None:
+    await stack.send("some", "run")
+    watched = await engine("runs", "watch", "nope", "--json", *stack.where)
+    assert (watched.code, watched.out) == (3, "")
+    assert '"NotFound"' in watched.err
+
+
+async def test_an_event_over_http_becomes_a_run(stack: Stack) -> None:
+    headers = {"ce-specversion": "1.0", "ce-id": "http", "ce-source": SOURCE, "ce-type": "item.made"}
+    async with httpx.AsyncClient(base_url=stack.ready["http"]) as client:
+        answer = await client.post("/events/items", json={"name": "web"}, headers=headers)
+    assert answer.status_code == 202
+    seen = await stack.tail("--run", run_id_of("process", SOURCE, "http"), "--count", "6")
+    assert seen.lines[-1]["result"] == "WEB"
+
+
+async def test_a_file_of_events_names_its_bad_lines(stack: Stack, tmp_path: Path) -> None:
+    file = tmp_path / "items.jsonl"
+    file.write_text('{"name": "one"}\n{"name":\n{"name": "two"}\n')
+    sent = await engine("events", "send", "items", "--file", str(file), "--json", "--kafka", stack.ready["kafka"])
+    assert sent.code == 2
+    assert sent.lines == [{"topic": "items", "sent": 2, "bad": 1}]
+    assert f"{file}:2: not JSON" in sent.err
+
+
+async def test_a_topic_that_does_not_exist_is_not_found(stack: Stack) -> None:
+    sent = await engine("events", "send", "nowhere", "--data", "1", "--kafka", stack.ready["kafka"])
+    assert sent.code == 3
+    assert "topic nowhere: does not exist" in sent.err
+
+
+async def test_doctor_finds_all_well_and_says_what_is_not(stack: Stack) -> None:
+    where = [str(stack.handlers), *stack.where, "--dask", stack.ready["dask"], "--json"]
+    well = await engine("doctor", *where)
+    assert well.code == 0, well.out
+    assert {"Kafka", "Dask scheduler", "versions", "handlers on the workers"} <= {check["check"] for check in well.lines}
+    ill = await engine("doctor", *where, environment={"ENGINE_STATE_PARTITIONS": "3"})
+    assert ill.code == 1
+    (wrong,) = [check for check in ill.lines if not check["ok"]]
+    assert wrong["check"] == "topic accept.states"
+    assert "state_partitions = 8" in wrong["remedy"]
+
+
+async def test_a_changed_handler_is_loaded_anew_and_a_broken_one_is_not(stack: Stack) -> None:
+    good = stack.handlers.read_text()
+    stack.handlers.write_text("from nowhere import nothing\n")
+    await eventually(lambda: "does not load; the old handlers go on" in stack.log)
+    stack.handlers.write_text(good.replace(".upper()", ".title()"))
+    await eventually(lambda: "\nreloaded\n" in stack.log)
+    run_id = await stack.send("after-reload", "changed")
+    seen = await stack.tail("--run", run_id, "--count", "6")
+    assert seen.lines[-1]["result"] == "Changed"
