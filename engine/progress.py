@@ -93,12 +93,14 @@ class Progress:
                 self._report_collect(step, report, now)
             return step
         node = self.graph.nodes[report.index]
-        if report.attempt != self._attempts[report.index]:
+        if report.attempt < self._attempts[report.index]:
             return step
         if report.index not in self._pending:
             if not self._is_lost(node, report):
                 return step
             self._pending.add(report.index)
+        # A later attempt than ours was submitted by an owner that died before its RETRYING was on the topic.
+        self._attempts[report.index] = report.attempt
         if report.started_at and self._task(node).state in (State.SCHEDULED, State.RETRYING):
             started = self._advance(node, State.RUNNING, report.started_at, report.attempt, worker=report.worker)
             step.changes.append(started)
