@@ -1,0 +1,61 @@
+"""What the tests of the whole engine share: a Dask of real processes for the session, and apps on it and on real Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from engine.cluster import Cluster
+from engine.flows import Flow
+from engine.kafka import KafkaBroker
+from engine.settings import Settings
+from tests.app_under_test import AppUnderTest, fresh_settings
+from tests.integration.dask_under_test import SharedDask, child_environment
+
+
+@pytest.fixture(scope="session")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a scheduler with two workers, each a process. A task whose worker dies is given up at once."""
+    environment = child_environment(DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0")
+    shared = SharedDask(tmp_path_factory.mktemp("dask"), environment)
+    yield shared.address
+    shared.stop()
+
+
+class Apps:
+    """Starts apps and closes them in the end."""
+
+    def __init__(self, kafka: str, dask: str) -> None:
+        self.kafka = kafka
+        self.dask = dask
+        self._stack = AsyncExitStack()
+
+    def settings(self, **options: Any) -> Settings:
+        return fresh_settings(**{"kafka": self.kafka, "dask": self.dask, **options})
+
+    def make(self, *flows: Flow[..., Any], settings: Settings | None = None, **options: Any) -> AppUnderTest:
+        """An app that has not started; with ``settings`` of another one it shares its topics and groups."""
+        settings = settings or self.settings(**options)
+        cluster = Cluster(settings.app, settings.dask)
+        made = AppUnderTest(settings, flows, KafkaBroker(settings), cluster, KafkaBroker(settings))
+        self._stack.push_async_callback(made.close)
+        return made
+
+    async def start(self, *flows: Flow[..., Any], settings: Settings | None = None, **options: Any) -> AppUnderTest:
+        made = self.make(*flows, settings=settings, **options)
+        await made.start()
+        return made
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+
+@pytest.fixture
+async def apps(kafka: str, dask: str) -> AsyncIterator[Apps]:
+    """Starts apps on real Kafka and real Dask processes."""
+    apps = Apps(kafka, dask)
+    yield apps
+    await apps.close()

@@ -1,0 +1,120 @@
+"""A real Dask under test: a scheduler and workers as processes, and a look into the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, Scheduler
+
+from engine.dask_processes import WORKER_PREFIX, DaskProcesses
+from engine.processes import ChildProcess, Children
+from engine.scheduler import NAME
+
+ROOT = Path(__file__).parents[2]
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """What a process of ours needs to import the engine and the sample flows."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ENGINE_", "OTEL_"))}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**inherited, "PYTHONPATH": os.pathsep.join(paths), **more}
+
+
+class Dask:
+    """A scheduler and workers; a worker that dies is started again."""
+
+    def __init__(self, directory: Path, environment: Mapping[str, str], workers: int = 2) -> None:
+        self.children = Children(directory / "logs", self._ended)
+        self.processes = DaskProcesses(
+            self.children,
+            directory,
+            environment,
+            workers=workers,
+            threads_per_worker=2,
+            worker_memory_limit="1GiB",
+            scheduler_arguments=(),
+            worker_arguments=(),
+            start_seconds=60.0,
+            grace_seconds=5.0,
+        )
+        self._restarts: set[asyncio.Task[None]] = set()
+
+    @property
+    def address(self) -> str:
+        return self.processes.address
+
+    async def start(self) -> None:
+        await self.processes.start()
+
+    async def stop(self) -> None:
+        await asyncio.gather(*self._restarts)
+        await self.processes.stop_workers()
+        await self.processes.stop_scheduler()
+
+    def _ended(self, child: ChildProcess) -> None:
+        if child.name.startswith(WORKER_PREFIX):
+            restart = asyncio.get_running_loop().create_task(self.processes.start_workers([child.name]))
+            self._restarts.add(restart)
+            restart.add_done_callback(self._restarts.discard)
+
+
+@asynccontextmanager
+async def dask_of_ones_own(directory: Path, environment: Mapping[str, str], workers: int = 2) -> AsyncIterator[Dask]:
+    """Gives a Dask that this test may kill."""
+    dask = Dask(directory, environment, workers)
+    try:
+        await dask.start()
+        yield dask
+    finally:
+        await dask.stop()
+
+
+class SharedDask:
+    """A Dask that outlives the loop of a single test: it is watched from a thread with a loop of its own."""
+
+    def __init__(self, directory: Path, environment: Mapping[str, str], workers: int = 2) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="dask-under-test")
+        self._thread.start()
+        self._dask = Dask(directory, environment, workers)
+        try:
+            self._do(self._dask.start())
+        except BaseException:
+            self.stop()
+            raise
+        self.address = self._dask.address
+
+    def stop(self) -> None:
+        try:
+            self._do(self._dask.stop())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(90)
+
+
+async def scheduler_holds(address: str) -> dict[str, list[str]]:
+    """What is on the scheduler, seen by a client that wants nothing itself."""
+    async with Client(address, asynchronous=True, set_as_default=False) as client:
+        found: dict[str, list[str]] = await client.run_on_scheduler(_look)
+        found["clients"].remove(client.id)
+        return found
+
+
+def _look(dask_scheduler: Scheduler) -> dict[str, list[str]]:
+    wanted = {client: state.wants_what for client, state in dask_scheduler.clients.items()}
+    return {
+        "tasks": [str(key) for key in dask_scheduler.tasks],
+        "clients": [client for client in wanted if client != "fire-and-forget"],
+        "variables": list(dask_scheduler.extensions["variables"].variables),
+        "runs": list(dask_scheduler.plugins[NAME]._runs),
+    }
