@@ -76,7 +76,7 @@ def _import(place: Place) -> ModuleType:
     elif place.root is None and "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does; the installed command does not
     try:
-        return importlib.import_module(place.module)
+        module = importlib.import_module(place.module)
     except EngineError:
         raise  # a declaration that says itself where and what
     except ModuleNotFoundError as error:
@@ -92,6 +92,19 @@ def _import(place: Place) -> ModuleType:
         raise HandlerError(
             place.module, f"it does not import: {type(error).__name__}: {error}{where}", "Correct it; nothing was started."
         ) from error
+    _check_is_own(place, module)
+    return module
+
+
+def _check_is_own(place: Place, module: ModuleType) -> None:
+    """Of two modules of one name Python imports the first: its flows, or none, would silently stand for the file's."""
+    if place.root is None:
+        return
+    file = Path(place.root, *place.module.split(".")).with_suffix(".py")
+    other = getattr(module, "__file__", None)
+    if other is None or Path(other).resolve() != file:
+        cause = f"{file} cannot be imported, because another module of that name is there: {other or 'built in'}"
+        raise HandlerError(place.module, cause, "Rename the file.")
 
 
 def _last_line_in(place: Place, error: BaseException) -> str:

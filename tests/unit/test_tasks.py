@@ -115,7 +115,7 @@ def test_map_says_what_it_cannot_walk(call: Callable[[], Any], cause: str) -> No
     ],
 )
 def test_looking_at_a_value_that_is_not_there_yet_says_so(look: Callable[[Any], Any]) -> None:
-    with pytest.raises(WiringError, match="a flow only wires the graph.*Hand the handle to another task"):
+    with pytest.raises(WiringError, match=r"a flow only wires the graph.*Hand the handle to another task"):
         look(Handle("price", 3))
 
 

@@ -84,7 +84,7 @@ class NoTruth:
         raise ValueError("ambiguous")
 
 
-class NoText(Exception):
+class NoTextError(Exception):
     """Its text cannot be had."""
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ class NoText(Exception):
 
 
 def no_text(_: Event[Any]) -> bool:
-    raise NoText
+    raise NoTextError
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def no_text(_: Event[Any]) -> bool:
     [
         (on("orders", where=lambda event: event.data.missing), Reason.PREDICATE_FAILED, "AttributeError: .*missing"),
         (on("orders", where=lambda _: NoTruth()), Reason.PREDICATE_FAILED, "ValueError: ambiguous"),
-        (on("orders", where=no_text), Reason.PREDICATE_FAILED, "NoText"),
+        (on("orders", where=no_text), Reason.PREDICATE_FAILED, "NoTextError"),
         (on("orders", key=lambda event: event.data.missing), Reason.KEY_FAILED, "AttributeError: .*missing"),
         (on("orders", key=lambda _: 7), Reason.KEY_FAILED, "int, not a string"),
         (on("orders", key=lambda _: None), Reason.KEY_FAILED, "NoneType, not a string"),

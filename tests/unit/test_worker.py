@@ -111,8 +111,8 @@ def test_a_result_above_the_limit_stays_and_says_why() -> None:
     ("kind", "type", "message"),
     [
         ("value", "ValueError", "bad value"),
-        ("text", "BrokenText", "<its text cannot be had: RuntimeError>"),
-        ("pickle", "Unpicklable", "cannot travel"),
+        ("text", "BrokenTextError", "<its text cannot be had: RuntimeError>"),
+        ("pickle", "UnpicklableError", "cannot travel"),
         ("name", "OSError", "\\udcff"),
         ("no such kind", "KeyError", "'no such kind'"),
     ],

@@ -104,14 +104,14 @@ def doubled(value: int) -> int:
     return double(value)
 
 
-class BrokenText(Exception):
+class BrokenTextError(Exception):
     """Its text cannot be had."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
 
 
-class Unpicklable(Exception):
+class UnpicklableError(Exception):
     """Holds what no process can send."""
 
     def __init__(self) -> None:
@@ -123,7 +123,12 @@ class Unpicklable(Exception):
 def raises(kind: str) -> None:
     if kind == "exit":
         sys.exit(3)
-    raise {"value": ValueError("bad value"), "text": BrokenText(), "pickle": Unpicklable(), "name": OSError("\udcff")}[kind]
+    raise {
+        "value": ValueError("bad value"),
+        "text": BrokenTextError(),
+        "pickle": UnpicklableError(),
+        "name": OSError("\udcff"),
+    }[kind]
 
 
 @task

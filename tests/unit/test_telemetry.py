@@ -1,0 +1,259 @@
+"""engine.telemetry: spans as documented, deterministic contexts, and nothing at all where nobody samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
+from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
+
+from engine.events import Position, valid_traceparent
+from engine.states import Failure, State, StateChange, utc
+from engine.telemetry import Tracer, attempt_context, child_of, is_sampled, run_context, trace_id_of
+
+TRACE_ID = "0123456789abcdef0123456789abcdef"
+SAMPLED = f"00-{TRACE_ID}-0123456789abcdef-01"
+UNSAMPLED = f"00-{TRACE_ID}-0123456789abcdef-00"
+POSITION = Position("orders", 3, 99)
+RUN_ID = "fedcba9876543210" * 2
+CHANGE = StateChange(run_id=RUN_ID, flow="fulfil", state=State.FAILED, seq=4, epoch=7, attempt=1, at=utc(30.0))
+
+
+class Kept(SpanProcessor):
+    """Keeps the spans it is given."""
+
+    def __init__(self) -> None:
+        self.spans: list[ReadableSpan] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.spans.append(span)
+
+
+def tracer(sampler: Sampler = ALWAYS_ON) -> tuple[Tracer, list[ReadableSpan]]:
+    kept = Kept()
+    return Tracer(kept, sampler, Resource({"service.name": "test"})), kept.spans
+
+
+def ids(span: ReadableSpan) -> tuple[str, str, str | None]:
+    """Trace, span and parent of a span."""
+    assert span.context is not None
+    parent = None if span.parent is None else format_span_id(span.parent.span_id)
+    return format_trace_id(span.context.trace_id), format_span_id(span.context.span_id), parent
+
+
+def span_id(traceparent: str) -> str:
+    return traceparent[36:52]
+
+
+def test_whether_a_trace_is_sampled_is_its_last_bit() -> None:
+    assert [is_sampled(f"{SAMPLED[:-2]}{flags}") for flags in ("00", "01", "02", "03", "0f", "fe")] == [
+        False,
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert not is_sampled(None)
+    assert not is_sampled("")
+
+
+def test_the_trace_id_of_no_trace_is_empty() -> None:
+    assert (trace_id_of(SAMPLED), trace_id_of(None), trace_id_of("")) == (TRACE_ID, "", "")
+
+
+@given(st.lists(st.one_of(st.text(max_size=4), st.integers()), min_size=1, max_size=3))
+def test_a_child_follows_from_what_it_describes_and_stays_in_the_trace(identity: list[Any]) -> None:
+    child = child_of(SAMPLED, *identity)
+    assert child == child_of(SAMPLED, *identity)
+    assert valid_traceparent(child) == child
+    assert trace_id_of(child) == TRACE_ID
+    assert is_sampled(child)
+    assert span_id(child) != span_id(SAMPLED)
+
+
+def test_children_of_different_things_differ() -> None:
+    run = run_context(SAMPLED, RUN_ID)
+    contexts = [run, attempt_context(run, f"{RUN_ID}/t/0", 1), attempt_context(run, f"{RUN_ID}/t/0", 2)]
+    contexts.append(attempt_context(run, f"{RUN_ID}/t/1", 1))
+    assert len(set(contexts)) == 4
+
+
+def test_a_trace_that_nobody_samples_is_passed_on_unchanged() -> None:
+    assert child_of(UNSAMPLED, "x") == UNSAMPLED
+    assert run_context(UNSAMPLED, RUN_ID) == UNSAMPLED
+    assert child_of("", "x") == ""
+
+
+class TestBegin:
+    def test_a_record_of_a_producer_stays_in_its_trace(self) -> None:
+        context = tracer()[0].begin(SAMPLED, POSITION)
+        assert trace_id_of(context) == TRACE_ID
+        assert context != SAMPLED
+        assert context == tracer()[0].begin(SAMPLED, POSITION)
+
+    def test_without_an_exporter_the_producers_context_goes_on_as_it_is(self) -> None:
+        assert Tracer(None, None, None).begin(SAMPLED, POSITION) == SAMPLED
+
+    @pytest.mark.parametrize(("sampler", "sampled"), [(ALWAYS_ON, True), (ALWAYS_OFF, False)])
+    def test_a_record_without_a_trace_gets_a_new_one_as_the_sampler_says(self, sampler: Sampler, sampled: bool) -> None:
+        context = tracer(sampler)[0].begin(None, POSITION)
+        assert valid_traceparent(context) == context
+        assert is_sampled(context) is sampled
+        assert context != tracer(sampler)[0].begin(None, POSITION)
+
+    def test_without_an_exporter_a_new_trace_is_not_sampled(self) -> None:
+        context = Tracer(None, None, None).begin(None, POSITION)
+        assert valid_traceparent(context) == context
+        assert not is_sampled(context)
+
+
+class TestSpans:
+    def test_process_is_a_child_of_the_producer_and_linked_to_it(self) -> None:
+        made, spans = tracer()
+        context = made.begin(SAMPLED, POSITION)
+        made.process(context, SAMPLED, POSITION, "shop.intake", "42", 10.0, 10.5)
+        [span] = spans
+        assert (span.name, span.kind) == ("process orders", SpanKind.CONSUMER)
+        assert ids(span) == (TRACE_ID, span_id(context), span_id(SAMPLED))
+        assert [format_span_id(link.context.span_id) for link in span.links] == [span_id(SAMPLED)]
+        assert dict(span.attributes or {}) == {
+            "messaging.system": "kafka",
+            "messaging.destination.name": "orders",
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.destination.partition.id": "3",
+            "messaging.kafka.offset": 99,
+            "messaging.consumer.group.name": "shop.intake",
+            "messaging.message.id": "42",
+        }
+        assert (span.start_time, span.end_time) == (10_000_000_000, 10_500_000_000)
+        assert span.resource.attributes["service.name"] == "test"
+
+    def test_process_without_a_producer_is_a_root(self) -> None:
+        made, spans = tracer()
+        made.process(made.begin(None, POSITION), None, POSITION, "g", "42", 1.0, 2.0)
+        assert spans[0].parent is None
+        assert spans[0].links == ()
+
+    def test_a_run_that_failed_is_an_error_with_its_type(self) -> None:
+        made, spans = tracer()
+        context = run_context(SAMPLED, RUN_ID)
+        made.run(context, SAMPLED, CHANGE, "shop", 10.0, Failure("ValueError", "bad"))
+        [span] = spans
+        assert (span.name, span.kind, span.end_time) == ("run fulfil", SpanKind.INTERNAL, int(CHANGE.at.timestamp() * 1e9))
+        assert ids(span) == (TRACE_ID, span_id(context), span_id(SAMPLED))
+        assert dict(span.attributes or {}) == {
+            "engine.app": "shop",
+            "engine.flow": "fulfil",
+            "engine.run_id": RUN_ID,
+            "engine.state": "FAILED",
+            "engine.attempt": 1,
+            "error.type": "ValueError",
+        }
+        assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "ValueError: bad")
+
+    def test_an_attempt_says_how_long_it_waited(self) -> None:
+        made, spans = tracer()
+        run = run_context(SAMPLED, RUN_ID)
+        attempt(made, run)
+        [span] = spans
+        assert span.name == "task price"
+        assert ids(span) == (TRACE_ID, span_id(attempt_context(run, "r/price/0", 2)), span_id(run))
+        assert dict(span.attributes or {}) == {
+            "engine.flow": "fulfil",
+            "engine.run_id": RUN_ID,
+            "engine.task": "price",
+            "engine.task_run_id": "r/price/0",
+            "engine.attempt": 2,
+            "engine.queue_seconds": 1.5,
+            "engine.worker": "tcp://w",
+        }
+        assert span.status.status_code is StatusCode.UNSET
+
+    def test_clocks_that_disagree_make_no_negative_times(self) -> None:
+        made, spans = tracer()
+        attempt(made, SAMPLED, scheduled_at=12.0, started_at=11.5, ended_at=11.0)
+        assert (spans[0].attributes or {})["engine.queue_seconds"] == 0.0
+        assert spans[0].start_time == spans[0].end_time
+
+    def test_send_names_the_change_it_carries(self) -> None:
+        made, spans = tracer()
+        context = child_of(SAMPLED, "send")
+        made.send(context, SAMPLED, CHANGE, "shop.states", 1.0, 2.0)
+        [span] = spans
+        assert (span.name, span.kind) == ("send shop.states", SpanKind.PRODUCER)
+        assert ids(span) == (TRACE_ID, span_id(context), span_id(SAMPLED))
+        assert dict(span.attributes or {}) == {
+            "messaging.system": "kafka",
+            "messaging.destination.name": "shop.states",
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+            "messaging.message.id": f"{RUN_ID}/7/4",
+            "engine.run_id": RUN_ID,
+            "engine.state": "FAILED",
+            "engine.seq": 4,
+        }
+
+
+def attempt(made: Tracer, run: str, *, scheduled_at: float = 8.5, started_at: float = 10.0, ended_at: float = 11.0) -> None:
+    made.attempt(
+        run,
+        flow="fulfil",
+        run_id=RUN_ID,
+        task="price",
+        task_run_id="r/price/0",
+        attempt=2,
+        scheduled_at=scheduled_at,
+        started_at=started_at,
+        ended_at=ended_at,
+        worker="tcp://w",
+        failure=None,
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda made, context: made.process(context, context, POSITION, "g", "42", 1.0, 2.0),
+        lambda made, context: made.run(context, context, CHANGE, "shop", 1.0, None),
+        lambda made, context: made.send(context, context, CHANGE, "t", 1.0, 2.0),
+        attempt,
+    ],
+    ids=["process", "run", "send", "attempt"],
+)
+def test_nothing_is_made_of_a_trace_that_nobody_samples_or_without_an_exporter(make: Callable[[Tracer, str], None]) -> None:
+    made, spans = tracer()
+    make(made, UNSAMPLED)
+    assert spans == []
+    make(Tracer(None, None, None), SAMPLED)
+    make(made, SAMPLED)
+    assert len(spans) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_on"),
+    [
+        ({}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1/v1/traces"}, True),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_SDK_DISABLED": "true"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_TRACES_EXPORTER": "none"}, False),
+    ],
+)
+def test_the_standard_variables_switch_tracing_on(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], is_on: bool
+) -> None:
+    for name in ("EXPORTER_OTLP_ENDPOINT", "EXPORTER_OTLP_TRACES_ENDPOINT", "SDK_DISABLED", "TRACES_EXPORTER"):
+        monkeypatch.delenv(f"OTEL_{name}", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    made = Tracer.from_environment("engine")
+    made.close()
+    assert made.is_on is is_on
