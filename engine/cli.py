@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from cyclopts import App
+from cyclopts import App, CycloptsError
 
 from engine.cli_output import print_error
 from engine.errors import EngineError
 
+#: Of a command line that cannot be meant.
+USAGE = 2
 #: What a shell reports for a program that Ctrl-C ended, and for one whose reader has gone.
 INTERRUPTED = 130
 READER_GONE = 141
@@ -63,14 +65,21 @@ def build() -> App:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: with its own code, with that of the EngineError that ended it, or 130 on Ctrl-C."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in tokens
     app = build()
     app.suppress_keyboard_interrupt = False
     try:
-        code = app(tokens, result_action="return_value")
+        code = app(tokens, result_action="return_value", exit_on_error=False, print_error=not as_json)
         sys.stdout.flush()
+    except CycloptsError as error:
+        # For a person cyclopts has printed it, with what may have been meant.
+        if as_json:
+            print_error(error, as_json=True)
+        code = USAGE
     except EngineError as error:
-        print_error(error, as_json="--json" in tokens)
         code = error.exit_code
+        if code != INTERRUPTED:
+            print_error(error, as_json=as_json)
     except KeyboardInterrupt:
         code = INTERRUPTED  # nothing to say: who pressed it knows
     except BrokenPipeError:

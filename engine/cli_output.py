@@ -8,8 +8,6 @@ from typing import Any
 
 import msgspec
 
-from engine.errors import EngineError
-
 # JSON escapes C0 itself; DEL and C1 can steer a terminal as well, and mean the same when escaped.
 _STEERING = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -50,7 +48,7 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
-def print_error(error: EngineError, *, as_json: bool) -> None:
+def print_error(error: Exception, *, as_json: bool) -> None:
     """Say what ended a command: one line, or a JSON object, on standard error."""
     if as_json:
         sys.stderr.write(json_text({"error": {"type": type(error).__name__, "message": str(error)}}) + "\n")

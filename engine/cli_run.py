@@ -14,6 +14,7 @@ from engine.app import App
 from engine.cli_flags import AppFlag, DaskFlag, HandlersFlag, HttpFlag, JsonFlag, KafkaFlag, settings_of
 from engine.cli_output import json_text, put
 from engine.cluster import Cluster
+from engine.errors import DaskUnavailable, KafkaUnavailable
 from engine.kafka import KafkaBroker
 from engine.loader import load
 
@@ -62,4 +63,9 @@ async def run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    await engine.run(tell)
+    try:
+        await engine.run(tell)
+    except (KafkaUnavailable, DaskUnavailable):
+        if not is_stopping:
+            raise
+        # It was told to stop while it waited for them: then it makes no difference that they are not there.

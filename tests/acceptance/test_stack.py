@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import sys
 from pathlib import Path
 
 import httpx
 
 from engine.runs import run_id_of
-from tests.acceptance.conftest import SOURCE, Stack, engine
+from tests.acceptance.conftest import PATIENCE_SECONDS, SOURCE, Stack, command_environment, engine
 from tests.waiting import eventually
 
 
@@ -40,6 +43,22 @@ async def test_a_run_that_fails_makes_its_watcher_exit_1(stack: Stack) -> None:
     for_a_person = await engine("runs", "watch", run_id, *stack.where)
     assert "\\x1b[2J [bold]" in for_a_person.out
     assert "\x1b" not in for_a_person.out
+
+
+async def test_ctrl_c_ends_a_tail_quietly(stack: Stack) -> None:
+    await stack.send("to-tail", "ann")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "engine", "states", "tail", "--from-beginning", "--json", *stack.where),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=command_environment(),
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert await process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+    assert (process.returncode, err) == (130, b"")
 
 
 async def test_an_unknown_run_is_not_found(stack: Stack) -> None:

@@ -102,6 +102,13 @@ def test_what_cannot_be_meant_is_refused_with_code_2(arguments: list[str], capsy
     assert "Traceback" not in err
 
 
+def test_a_refusal_is_an_object_where_json_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("states", "tail", "--nonsense", "--json") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "nonsense" in msgspec.json.decode(err)["error"]["message"]
+
+
 def test_flows_are_listed_with_signature_triggers_and_place(handlers: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("flows", "ls", handlers, "--json") == 0
     fulfil, count = (msgspec.json.decode(line) for line in capsys.readouterr().out.splitlines())
