@@ -30,6 +30,8 @@ VERSION = version("kafka-dask-engine")
 _HOLDER = "engine-runs"
 #: A RUNNING report of its own is sent for attempts that last longer; shorter ones are told with their end.
 _LIVE_INTERVAL_MS = 50
+#: Reports to an engine share a message for so long; the first after a pause goes at once.
+_CLIENT_INTERVAL_SECONDS = 0.005
 
 encode_reports = msgspec.msgpack.Encoder().encode
 decode_reports = msgspec.msgpack.Decoder(list[Report]).decode
@@ -104,6 +106,8 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         if epoch < self._owners.get(slot, (-1, ""))[0]:
             return
         self._owners[slot] = (epoch, client)
+        if (comm := self.scheduler.client_comms.get(client)) is not None:
+            comm.interval = _CLIENT_INTERVAL_SECONDS
         for held in self._runs.values():
             if held.slot == slot:
                 held.client = client
@@ -237,7 +241,6 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         self._worker = worker
         self._ended: deque[Report] = deque()
         self._begun: dict[tuple[str, int], Report] = {}
-        self._is_flushing = False
         self._live = PeriodicCallback(self._tell_live, _LIVE_INTERVAL_MS)
         worker.loop.add_callback(self._live.start)
 
@@ -254,18 +257,18 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         """See engine.worker.Reporter."""
         self._begun.pop((report.run_id, report.index), None)
         self._ended.append(report)
-        if not self._is_flushing:
-            self._is_flushing = True
-            # Queued before Dask queues the end of the task, and on the same stream: the report arrives first.
-            self._worker.loop.add_callback(self._flush)
 
-    def _flush(self) -> None:
-        self._is_flushing = False  # before draining: a report that comes now asks for a flush of its own
+    def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
+        """Called in the event loop while a task ends, before Dask's own message of it is sent: the report goes first.
+
+        Nothing wakes the loop for a report alone: that would cost a task more than all else the engine does with it.
+        """
+        if not self._ended:
+            return
         reports: list[Report] = []
         while self._ended:
             reports.append(self._ended.popleft())
-        if reports:
-            self._send(reports)
+        self._send(reports)
 
     def _tell_live(self) -> None:
         if self._begun:

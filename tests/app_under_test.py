@@ -92,13 +92,28 @@ class AppUnderTest:
         starting.cancel()
         if self.running.done():
             await self.running
-        self._following = asyncio.create_task(self._follow())
+        self._follow_soon()
+
+    async def follow_only(self) -> None:
+        """Produce and follow, while the engine is somewhere else."""
+        await self._sink.start()
+        self._follow_soon()
 
     async def stop(self) -> None:
         """Stop the app in order and wait for its end."""
         self.app.stop()
         if self.running is not None:
             await self.running
+
+    @property
+    def epochs(self) -> dict[int, int]:
+        """Epoch by partition of the state topic, of those whose history this engine has read."""
+        return {n: ledger.epoch for n, ledger in self.app._dispatcher._ledgers.items() if ledger.is_recovered}
+
+    @property
+    def open_runs(self) -> int:
+        """Runs this engine knows of that have not ended."""
+        return self.app._dispatcher.open_runs
 
     async def close(self) -> None:
         """Free everything; twice does no harm."""
@@ -196,6 +211,9 @@ class AppUnderTest:
             return found
         finally:
             await source.close()
+
+    def _follow_soon(self) -> None:
+        self._following = asyncio.create_task(self._follow())
 
     async def _follow(self) -> None:
         async with Subscription(self.log, self.settings.states_topic, from_beginning=True) as subscription:

@@ -44,13 +44,27 @@ class Dask:
             grace_seconds=5.0,
         )
         self._restarts: set[asyncio.Task[None]] = set()
+        self._is_killed = False
 
     @property
     def address(self) -> str:
         return self.processes.address
 
     async def start(self) -> None:
+        self._is_killed = False
         await self.processes.start()
+
+    async def kill(self) -> None:
+        """All of it at once."""
+        self._is_killed = True
+        self.children.kill()
+        await self.children.stop(self.children.names(), 0.0)
+
+    def kill_worker(self) -> None:
+        """One of them; it comes back."""
+        child = self.children.get(self.processes.worker_names[0])
+        assert child is not None
+        child.kill()
 
     async def stop(self) -> None:
         await asyncio.gather(*self._restarts)
@@ -58,7 +72,7 @@ class Dask:
         await self.processes.stop_scheduler()
 
     def _ended(self, child: ChildProcess) -> None:
-        if child.name.startswith(WORKER_PREFIX):
+        if child.name.startswith(WORKER_PREFIX) and not self._is_killed:
             restart = asyncio.get_running_loop().create_task(self.processes.start_workers([child.name]))
             self._restarts.add(restart)
             restart.add_done_callback(self._restarts.discard)
