@@ -196,6 +196,20 @@ class TaskFailed(EngineError):
         return f"{self.type}: {self.message}"
 
 
+class ResultStuck(EngineError):
+    """Raised on a worker for a result that has to leave it and cannot be pickled. It counts as a failed attempt."""
+
+    def __init__(self, task: str, type: str, cause: str) -> None:
+        super().__init__(task, type, cause)
+        self.task, self.type, self.cause = task, type, cause
+
+    def __str__(self) -> str:
+        return (
+            f"the result of task {self.task}, a {self.type}, cannot be pickled and so cannot leave its worker: {self.cause}. "
+            "Return plain data; open what holds a lock, a file or a connection in the task that uses it."
+        )
+
+
 class TaskTimeout(EngineError):
     """Raised inside a task that ran longer than its ``timeout_seconds``. It counts as a failed attempt."""
 

@@ -39,6 +39,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     #: The run's span, parent of the task's; and when the task was scheduled (seconds since the epoch).
     traceparent: str
     scheduled_at: float
+    #: Whether other calls take its value, which may have to travel to their worker.
+    is_taken: bool = False
 
     @property
     def key(self) -> str:

@@ -78,9 +78,7 @@ class _Wiring:
         self._inline_result_bytes = inline_result_bytes
         self._nodes: list[Node] = []
 
-    def call(
-        self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], map_index: int | None
-    ) -> Handle:
+    def call(self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], map_index: int | None) -> Handle:
         """Note one call of ``task``. Raises WiringError where its arguments do not pickle."""
         index = len(self._nodes)
         try:
@@ -117,13 +115,11 @@ class _Wiring:
         """The whole graph, once the flow has returned."""
         if isinstance(returned, Handle):
             node = self._nodes[returned.index]
-            self._nodes[returned.index] = msgspec.structs.replace(
-                node, call=msgspec.structs.replace(node.call, returns=True)
-            )
+            self._nodes[returned.index] = msgspec.structs.replace(node, call=msgspec.structs.replace(node.call, returns=True))
             return Graph(tuple(self._nodes), None, None)
         arguments, dependencies = dump(((returned,), {}))
-        if not dependencies:
-            return Graph(tuple(self._nodes), None, encode(returned))
+        if not dependencies and (result := self._inline(returned)) is not None:
+            return Graph(tuple(self._nodes), None, result)
         collect = Call(
             index=len(self._nodes),
             task="",
@@ -142,6 +138,19 @@ class _Wiring:
             scheduled_at=self._now,
         )
         return Graph(tuple(self._nodes), collect, None)
+
+    def _inline(self, value: Any) -> bytes | None:
+        """A plain value as it travels in COMPLETED; None where it must stay on the cluster, as a task's would."""
+        try:
+            result = encode(value)
+        except (TypeError, ValueError, msgspec.MsgspecError, RecursionError):
+            return None
+        return result if len(result) <= self._inline_result_bytes else None
+
+    def _mark(self, indices: set[int], **fields: bool) -> None:
+        for index in indices:
+            node = self._nodes[index]
+            self._nodes[index] = msgspec.structs.replace(node, call=msgspec.structs.replace(node.call, **fields))
 
     def _depth(self, dependencies: Sequence[int]) -> int:
         return 1 + max((self._nodes[index].call.depth for index in dependencies), default=-1)

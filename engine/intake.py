@@ -12,7 +12,7 @@ import time
 import msgspec
 
 from engine.broker import Broker, Outgoing, Partition, Record, Sink
-from engine.errors import EventError, KafkaUnavailable
+from engine.errors import EventError, KafkaUnavailable, RecordTooLarge
 from engine.events import RawEvent, Reason, read
 from engine.logs import logger
 from engine.runs import run_id_of
@@ -27,6 +27,20 @@ _MAX_BACKOFF_SECONDS = 5.0
 #: What headers, key and the other fields of a SCHEDULED may take beside its parameters.
 _OVERHEAD_BYTES = 65_536
 _MAX_ERROR_TEXT = 4_096
+
+
+class _Taken(msgspec.Struct, frozen=True):
+    """What became of one record."""
+
+    record: Record
+    started_at: float
+    event_id: str
+    #: The producer's span, and that of the record's ``process``.
+    producer: str | None
+    context: str
+    outgoing: list[Outgoing]
+    #: Each SCHEDULED with the context of its ``send``.
+    scheduled: list[tuple[str, StateChange]] = []
 
 
 class Intake:
@@ -69,44 +83,35 @@ class Intake:
         self._is_closing = True
 
     async def _take(self, records: list[Record]) -> None:
-        started_at = time.time()
-        outgoing: list[Outgoing] = []
-        spans: list[tuple[Record, str, str | None, str, str, StateChange | None]] = []
-        for record in records:
-            producer, context, event_id, changes = self._translate(record, started_at, outgoing)
-            spans.append((record, context, producer, event_id, "", None))
-            spans.extend((record, context, producer, event_id, parent, change) for parent, change in changes)
-        if outgoing:
-            await self._write(outgoing)
+        taken = [self._translate(record) for record in records]
+        await self._write([outgoing for one in taken for outgoing in one.outgoing], taken)
         # Only now: an offset committed earlier would lose the event if we died in between.
         for record in records:
             self._done[record.topic, record.partition] = record.offset + 1
         if self._tracer.is_on:
-            self._trace(spans, started_at, time.time())
+            self._trace(taken, time.time())
 
-    def _translate(
-        self, record: Record, now: float, outgoing: list[Outgoing]
-    ) -> tuple[str | None, str, str, list[tuple[str, StateChange]]]:
-        """Add what ``record`` becomes to ``outgoing``; answers what its spans need."""
-        changes: list[tuple[str, StateChange]] = []
+    def _translate(self, record: Record) -> _Taken:
+        now = time.time()
         try:
             event = read(record.value, record.headers, record.position)
         except EventError as error:
-            outgoing.append(self._dead_letter(record, error, None, now))
-            return None, self._tracer.begin(None, record.position), str(record.position), changes
+            context = self._tracer.begin(None, record.position)
+            return _Taken(record, now, str(record.position), None, context, [self._dead_letter(record, error, None)])
         context = self._tracer.begin(event.traceparent, record.position)
+        taken = _Taken(record, now, event.id, event.traceparent, context, [])
         for match in self._triggers.match(record.topic, event):
             found = self._check_size(match)
             if isinstance(found, Refusal):
-                outgoing.append(self._dead_letter(record, found.error, found.flow, now))
+                taken.outgoing.append(self._dead_letter(record, found.error, found.flow))
                 continue
             change = self._scheduled(found, event, record, now)
             send = child_of(context, change.run_id, 0, 0, "send")
             value, headers = Envelope.of(self._settings.app, change.run_id).write(change, send)
             key = change.run_id if found.key is None else found.key
-            outgoing.append(Outgoing(self._settings.states_topic, key.encode(), value, headers))
-            changes.append((send, change))
-        return event.traceparent, context, event.id, changes
+            taken.outgoing.append(Outgoing(self._settings.states_topic, key.encode(), value, headers))
+            taken.scheduled.append((send, change))
+        return taken
 
     def _check_size(self, match: Match | Refusal) -> Match | Refusal:
         limit = self._settings.max_record_bytes
@@ -129,9 +134,9 @@ class Intake:
             key=match.key,
         )
 
-    def _dead_letter(self, record: Record, error: EventError, flow: str | None, now: float) -> Outgoing:
+    def _dead_letter(self, record: Record, error: EventError, flow: str | None, *, with_value: bool = True) -> Outgoing:
         value = record.value
-        if value is not None and len(value) + _OVERHEAD_BYTES > self._settings.max_record_bytes:
+        if value is not None and (not with_value or len(value) + _OVERHEAD_BYTES > self._settings.max_record_bytes):
             # Not even the dead-letter topic takes it: the letter says where the record lies.
             error = EventError(Reason.TOO_LARGE, f"{len(value):,} bytes; the record is at its origin")
             value = None
@@ -140,16 +145,28 @@ class Intake:
             ("x-engine-reason", error.reason.encode()),
             ("x-engine-error", error.cause[:_MAX_ERROR_TEXT].encode(errors="replace")),
             ("x-engine-origin", str(record.position).encode()),
-            ("x-engine-at", utc(now).isoformat().encode()),
+            ("x-engine-at", utc(time.time()).isoformat().encode()),
         ]
         if flow is not None:
             headers.append(("x-engine-flow", flow.encode()))
         logger.warning("dead letter", reason=str(error.reason), error=error.cause, origin=str(record.position), flow=flow)
         return Outgoing(self._settings.dead_letters_topic, record.key, value, tuple(headers))
 
-    async def _write(self, outgoing: list[Outgoing]) -> None:
+    async def _write(self, outgoing: list[Outgoing], taken: list[_Taken]) -> None:
+        """Write what the records became. Only a topic with a smaller limit than ours makes it go one by one."""
+        try:
+            await self._write_patiently(outgoing)
+        except RecordTooLarge:
+            for one in taken:
+                try:
+                    await self._write_patiently(one.outgoing)
+                except RecordTooLarge as error:
+                    refused = EventError(Reason.TOO_LARGE, str(error))
+                    await self._write_patiently([self._dead_letter(one.record, refused, None, with_value=False)])
+
+    async def _write_patiently(self, outgoing: list[Outgoing]) -> None:
         backoff_seconds = 0.1
-        while True:
+        while outgoing:
             try:
                 await self._sink.write(outgoing)
                 break
@@ -177,15 +194,10 @@ class Intake:
             # The offsets stay in hand for the next try.
             logger.warning("cannot commit the events taken in", error=str(error))
 
-    def _trace(
-        self,
-        spans: list[tuple[Record, str, str | None, str, str, StateChange | None]],
-        started_at: float,
-        ended_at: float,
-    ) -> None:
-        for record, context, producer, event_id, send, change in spans:
-            if change is None:
-                group = self._settings.intake_group
-                self._tracer.process(context, producer, record.position, group, event_id, started_at, ended_at)
-            else:
-                self._tracer.send(send, context, change, self._settings.states_topic, started_at, ended_at)
+    def _trace(self, taken: list[_Taken], ended_at: float) -> None:
+        group, topic = self._settings.intake_group, self._settings.states_topic
+        for one in taken:
+            position = one.record.position
+            self._tracer.process(one.context, one.producer, position, group, one.event_id, one.started_at, ended_at)
+            for send, change in one.scheduled:
+                self._tracer.send(send, one.context, change, topic, one.started_at, ended_at)

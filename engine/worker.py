@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import pickle
 import threading
 import time
 import traceback
@@ -15,9 +16,10 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
+import cloudpickle
 import structlog
 
-from engine.errors import TaskFailed, TaskTimeout
+from engine.errors import ResultStuck, TaskFailed, TaskTimeout
 from engine.executor import Call, Report
 from engine.graph import load
 from engine.logs import run_fields
@@ -29,6 +31,8 @@ from engine.telemetry import Tracer
 #: Longer texts of errors are cut: they travel in headers, state changes and logs.
 _MAX_MESSAGE = 4_096
 _MAX_TRACEBACK = 32_768
+#: Always pickled without a look.
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 
 
 class Reporter(Protocol):
@@ -54,9 +58,10 @@ def execute(call: Call, results: Sequence[Any], reporter: Reporter) -> Any:
         function, args, kwargs = _prepare(call, results)
         with _Deadline(call):
             value = function(*args, **kwargs)
+        result, kept = attempt.encode(value)
     except BaseException as error:  # SystemExit too: it must end the task, not the worker; the run ends FAILED
         raise attempt.failed(error) from None
-    return attempt.completed(value)
+    return attempt.completed(value, result, kept)
 
 
 async def execute_async(call: Call, results: Sequence[Any], reporter: Reporter) -> Any:
@@ -69,11 +74,12 @@ async def execute_async(call: Call, results: Sequence[Any], reporter: Reporter) 
                 value = await function(*args, **kwargs)
         except TimeoutError as error:
             raise TaskTimeout(call.task, call.timeout_seconds or 0.0) if call.timeout_seconds else error from error
+        result, kept = attempt.encode(value)
     except asyncio.CancelledError:
         raise  # the worker is closing: the scheduler gives the call to another one
     except BaseException as error:  # as above
         raise attempt.failed(error) from None
-    return attempt.completed(value)
+    return attempt.completed(value, result, kept)
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -103,6 +109,22 @@ def _prepare(call: Call, results: Sequence[Any]) -> tuple[Callable[..., Any], tu
     return (target.function if isinstance(target, Task) else target), args, kwargs
 
 
+def _check_pickles(task: str, value: Any) -> None:
+    try:
+        try:
+            # Large buffers (arrays, frames) are left out, the rest goes nowhere: this costs time, no memory.
+            pickle.Pickler(_Nowhere(), protocol=5, buffer_callback=lambda buffer: False).dump(value)
+        except Exception:  # Dask has a second way, which takes functions and classes of a notebook, too
+            cloudpickle.dumps(value)
+    except Exception as error:  # whatever user code raises there
+        raise ResultStuck(task, type(value).__qualname__, failure_of(error).message) from None
+
+
+class _Nowhere:
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
 class _Attempt:
     """One execution of a call, from its begin to its report."""
 
@@ -114,9 +136,17 @@ class _Attempt:
         structlog.contextvars.bind_contextvars(**run_fields(call.run_id, call.flow, call.traceparent, call.task))
         reporter.begin(self._report(State.RUNNING, self._started_at))
 
-    def completed(self, value: Any) -> Any:
+    def encode(self, value: Any) -> tuple[bytes | None, str | None]:
+        """The value as it travels with the report, or why it does not. Raises ResultStuck."""
+        call = self._call
+        result, kept = self._encode(value) if call.returns else (None, None)
+        # Dask would compute a result that it cannot send anew, for ever.
+        if (call.is_taken or kept is not None) and type(value) not in _PLAIN:
+            _check_pickles(call.task, value)
+        return result, kept
+
+    def completed(self, value: Any, result: bytes | None, kept: str | None) -> Any:
         """Report the end; answers the value, which stays on the worker."""
-        result, kept = self._encode(value) if self._call.returns else (None, None)
         self._end(self._report(State.COMPLETED, time.time(), result=result, kept=kept))
         return value
 

@@ -101,7 +101,7 @@ operations = st.one_of(
     st.tuples(st.just("own")),
     st.tuples(st.just("skip")),
     st.tuples(st.just("schedule"), run_ids),
-    st.tuples(st.just("step"), st.integers(-3, -1), run_ids, st.integers(0, 5), st.booleans()),
+    st.tuples(st.just("step"), st.integers(-3, -2), run_ids, st.integers(0, 5), st.booleans()),
     st.tuples(st.just("step"), st.just(-1), run_ids, st.integers(0, 5), st.booleans()),
 )
 
@@ -155,6 +155,7 @@ def test_reading_a_stretch_again_changes_nothing(world: World, data: st.DataObje
     start = data.draw(st.integers(0, end))
     twice = feed(owners_ledger(world), world.log, 0, end)
     feed(twice, world.log, start, end)
+    assert twice.next_offset == end
     feed(twice, world.log, end)
     assert view(twice) == view(once)
     assert (twice.next_offset, twice.safe_offset, twice.is_usurped) == (once.next_offset, once.safe_offset, once.is_usurped)
@@ -229,6 +230,18 @@ def test_a_change_that_contradicts_the_log_is_left_out_and_reading_goes_on() -> 
     assert ledger.next_offset == 2
     ledger.read(2, change(RUN_IDS[0], State.RUNNING, 1))
     assert ledger.runs[RUN_IDS[0]].state is State.RUNNING
+
+
+def test_what_a_stale_owner_writes_after_it_lost_the_partition_is_void() -> None:
+    ledger = Ledger(0, 9, WINDOW_SECONDS)
+    ledger.begin_epoch(0)
+    ledger.read(1, scheduled())
+    ledger.read(2, change(RUN_IDS[0], State.RUNNING, 1, epoch=0))
+    ledger.begin_epoch(3)
+    ledger.read(4, change(RUN_IDS[0], State.FAILED, 2, epoch=0))
+    assert ledger.runs[RUN_IDS[0]].state is State.RUNNING
+    ledger.read(5, change(RUN_IDS[0], State.COMPLETED, 2, epoch=3))
+    assert ledger.runs == {}
 
 
 def test_the_end_of_a_task_does_not_end_its_run() -> None:
