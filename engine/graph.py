@@ -113,11 +113,12 @@ class _Wiring:
 
     def finish(self, returned: Any) -> Graph:
         """The whole graph, once the flow has returned."""
+        self._mark({index for node in self._nodes for index in node.call.dependencies}, is_taken=True)
         if isinstance(returned, Handle):
-            node = self._nodes[returned.index]
-            self._nodes[returned.index] = msgspec.structs.replace(node, call=msgspec.structs.replace(node.call, returns=True))
+            self._mark({returned.index}, returns=True)
             return Graph(tuple(self._nodes), None, None)
         arguments, dependencies = dump(((returned,), {}))
+        self._mark(set(dependencies), is_taken=True)
         if not dependencies and (result := self._inline(returned)) is not None:
             return Graph(tuple(self._nodes), None, result)
         collect = Call(
