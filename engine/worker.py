@@ -60,8 +60,11 @@ def execute(call: Call, results: Sequence[Any], reporter: Reporter) -> Any:
             value = function(*args, **kwargs)
         result, kept = attempt.encode(value)
     except BaseException as error:  # SystemExit too: it must end the task, not the worker; the run ends FAILED
-        raise attempt.failed(error) from None
-    return attempt.completed(value, result, kept)
+        failed = attempt.failed(error)
+    else:
+        return attempt.completed(value, result, kept)
+    # Out here it has no context: Dask pickles an error with its context, which may be what does not pickle.
+    raise failed
 
 
 async def execute_async(call: Call, results: Sequence[Any], reporter: Reporter) -> Any:
@@ -78,8 +81,10 @@ async def execute_async(call: Call, results: Sequence[Any], reporter: Reporter) 
     except asyncio.CancelledError:
         raise  # the worker is closing: the scheduler gives the call to another one
     except BaseException as error:  # as above
-        raise attempt.failed(error) from None
-    return attempt.completed(value, result, kept)
+        failed = attempt.failed(error)
+    else:
+        return attempt.completed(value, result, kept)
+    raise failed
 
 
 def failure_of(error: BaseException) -> Failure:

@@ -121,6 +121,7 @@ def test_whatever_is_raised_is_reported_and_travels(task: Task[..., Any], kind: 
     raised, [begun, ended] = run(call_of(task, kind))
     assert isinstance(raised, TaskFailed)
     assert str(pickle.loads(pickle.dumps(raised))) == f"{type}: {message}"
+    assert raised.__context__ is None, "Dask would pickle it, too"
     assert (begun.state, ended.state) == (State.RUNNING, State.FAILED)
     assert ended.error is not None
     assert (ended.error.type, ended.error.message) == (type, message)
