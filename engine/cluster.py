@@ -147,6 +147,8 @@ class Cluster:
             await client.close(timeout=2)
             raise DaskUnavailable(self.address, f"it runs release {version} of the engine, this process {VERSION}")
         client.subscribe_topic(NAME, self._hear)
+        # We hold no futures, so this comes for one reason alone: the scheduler could not take a whole graph.
+        client._stream_handlers["task-erred"] = self._refused
         self._client = client
         self._adopt(client)
         self.trouble = ""
@@ -159,6 +161,15 @@ class Cluster:
 
     def _hear(self, event: bytes) -> None:
         self._on_reports(decode_reports(event))
+
+    def _refused(self, key: object = None, exception: object = None, traceback: object = None) -> None:
+        """Runs stay open, none begins, and readiness says why, until a scheduler is there that can read us."""
+        if not self.trouble:
+            logger.error("the Dask scheduler cannot read what is submitted", dask=self.address, key=key, error=str(exception))
+        cause = " ".join(str(exception).split())
+        self.trouble = (
+            f"the Dask scheduler at {self.address} cannot read what is submitted; restart it with this release: {cause}"
+        )
 
     async def _watch(self) -> None:
         """Notice a lost connection, a new scheduler at the old address, and get back in touch with either."""

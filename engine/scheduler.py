@@ -80,6 +80,8 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self.token = ""
         self._owners: dict[tuple[str, int], tuple[int, str]] = {}
         self._runs: dict[str, _Held] = {}
+        #: Results of ended runs that stay for a while: their keys, and the timers that end it.
+        self._kept: dict[str, tuple[str, object]] = {}
 
     async def start(self, scheduler: Scheduler) -> None:
         """Called by the scheduler, once."""
@@ -120,6 +122,9 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
                 continue  # a stale owner: update_graph drops what it submits
             held = self._runs.get(run_id)
             if held is None:
+                # Left by another run of this id (its log was cleared, or it belonged to another app): where Dask has a
+                # result it runs nothing, and nobody would ever report one.
+                self._let_go(run_id)
                 held = self._runs[run_id] = _Held(slot, client)
             held.shared = shared or held.shared
             if held.reports:
@@ -188,11 +193,17 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         if held is None or held.client != client:
             return
         del self._runs[run_id]
-        shared = run_id if held.shared else None
-        if keep_seconds > 0:
-            self.scheduler.loop.call_later(keep_seconds, self._drop, held.keys, shared)
-        else:
-            self._drop(held.keys, shared)
+        if held.shared is None or keep_seconds <= 0:
+            self._drop(held.keys, run_id if held.shared else None)
+            return
+        self._drop(held.keys - {held.shared}, None)  # what only led to the result goes at once
+        self._kept[run_id] = held.shared, self.scheduler.loop.call_later(keep_seconds, self._let_go, run_id)
+
+    def _let_go(self, run_id: str) -> None:
+        key, timer = self._kept.pop(run_id, (None, None))
+        if key is not None:
+            self.scheduler.loop.remove_timeout(timer)
+            self._drop({key}, run_id)
 
     def _drop(self, keys: set[str], shared: str | None) -> None:
         known = [key for key in keys if key in self.scheduler.tasks]
