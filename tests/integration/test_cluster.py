@@ -1,0 +1,234 @@
+"""engine.cluster and its scheduler plugin, straight: what is held, let go, refused, and what never goes by in silence."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NoReturn
+
+import msgspec
+import pytest
+from distributed import Client, Variable
+
+from engine import cluster as cluster_module
+from engine.cluster import Cluster, in_process
+from engine.executor import Call, Report, Submission
+from engine.flows import Flow
+from engine.graph import wire
+from engine.runs import FlowRun
+from engine.states import State, StateChange, utc
+from tests.integration import flows_graphs as flows
+from tests.integration.dask_under_test import scheduler_holds
+from tests.waiting import eventually
+
+RUN_ID = "0123456789abcdef" * 2
+
+
+class Owner:
+    """An engine's connection, and what it heard."""
+
+    def __init__(self, address: str) -> None:
+        self.cluster = Cluster("shop", address, connect_timeout_seconds=2.0)
+        self.reports: list[Report] = []
+        self.resets = 0
+
+    async def start(self, epoch: int) -> Owner:
+        await self.cluster.start(self._hear, self._count_reset)
+        self.own(epoch)
+        return self
+
+    def own(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.cluster.own(0, epoch)
+
+    def submit(self, calls: Sequence[Call], run_id: str = RUN_ID) -> None:
+        self.cluster.submit([Submission(run_id, 0, self.epoch, tuple(calls))])
+
+    def ended(self) -> dict[int, State]:
+        return {report.index: report.state for report in self.reports if report.state is not State.RUNNING}
+
+    def _hear(self, reports: Sequence[Report]) -> None:
+        self.reports += reports
+
+    def _count_reset(self) -> None:
+        self.resets += 1
+
+
+class Owners:
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._made: list[Owner] = []
+
+    async def start(self, epoch: int) -> Owner:
+        self._made.append(Owner(self.address))
+        return await self._made[-1].start(epoch)
+
+    async def close(self) -> None:
+        for owner in self._made:
+            await owner.cluster.close()
+
+
+@pytest.fixture
+async def owners() -> AsyncIterator[Owners]:
+    async with in_process(workers=2) as address:
+        owners = Owners(address)
+        yield owners
+        await owners.close()
+
+
+def calls_of(flow: Flow[..., Any], parameters: bytes, run_id: str = RUN_ID) -> tuple[Call, ...]:
+    scheduled = StateChange(
+        run_id=run_id,
+        flow=flow.name,
+        state=State.SCHEDULED,
+        seq=0,
+        epoch=0,
+        attempt=0,
+        at=utc(1.5),
+        parameters=msgspec.Raw(parameters),
+    )
+    trace = f"00-{'1' * 32}-{'2' * 16}-00"
+    return wire(flow, FlowRun(scheduled, 0), traceparent=trace, now=1.0, inline_result_bytes=1_000).calls
+
+
+async def test_all_is_held_until_it_is_released(owners: Owners) -> None:
+    owner = await owners.start(1)
+    owner.submit(calls_of(flows.diamond, b'{"value": 5}'))
+    await eventually(lambda: len(owner.ended()) == 4)
+    held = await scheduler_holds(owners.address)
+    assert held["runs"] == [RUN_ID]
+    assert held["variables"] == [f"run-{RUN_ID}"]
+    assert len(held["tasks"]) == 4
+    owner.cluster.release(RUN_ID, 0.0)
+    owner.submit(calls_of(flows.one, b'{"value": 1}', "f" * 32), "f" * 32)  # what comes after it has been looked at
+    await eventually(lambda: any(report.run_id == "f" * 32 for report in owner.reports))
+    held = await scheduler_holds(owners.address)
+    assert held["runs"] == ["f" * 32]
+    assert [key for key in held["tasks"] if RUN_ID in key] == []
+    assert held["variables"] == [f"run-{'f' * 32}"]
+
+
+async def test_a_kept_result_stays_and_what_led_to_it_goes(owners: Owners) -> None:
+    owner = await owners.start(1)
+    owner.submit(calls_of(flows.composite, b'{"skus": ["a", "bb"]}'))
+    await eventually(lambda: len(owner.ended()) == 4)
+    owner.cluster.release(RUN_ID, 600.0)
+    async with Client(owners.address, asynchronous=True, set_as_default=False) as client:
+        future = await Variable(f"run-{RUN_ID}", client=client).get(timeout=5)
+        assert (await future)["count"] == 2
+
+        def in_memory(dask_scheduler: Any) -> list[str]:
+            return [str(key) for key, task in dask_scheduler.tasks.items() if task.state == "memory"]
+
+        kept = await client.run_on_scheduler(in_memory)
+    assert kept == [future.key]
+
+
+async def test_a_run_of_the_same_id_runs_anew_where_the_first_has_left_its_result(owners: Owners) -> None:
+    """After a Kafka that was cleared, beside a Dask that was not: without it the second would wait for ever."""
+    owner = await owners.start(1)
+    calls = calls_of(flows.outgrow, b'{"size": 5000}')
+    owner.submit(calls)
+    await eventually(owner.ended)
+    owner.cluster.release(RUN_ID, 600.0)
+    owner.reports.clear()
+    owner.submit(calls)
+    await eventually(lambda: owner.ended() == {0: State.COMPLETED})
+
+
+async def test_a_new_owner_hears_what_the_first_one_missed(owners: Owners) -> None:
+    first = await owners.start(1)
+    calls = calls_of(flows.break_down, b'{"value": 5}')
+    first.submit(calls)
+    await eventually(lambda: len(first.ended()) == 2)
+    second = await owners.start(2)
+    second.submit(calls)
+    await eventually(lambda: len(second.ended()) == 2)
+    assert second.ended() == first.ended()
+    ran = {(report.index, report.started_at) for owner in (first, second) for report in owner.reports if report.started_at}
+    assert len(ran) == 2, "nothing ran twice"
+
+
+async def test_what_a_stale_owner_submits_runs_nowhere(owners: Owners) -> None:
+    stale, current = await owners.start(1), await owners.start(2)
+    current.submit(calls_of(flows.one, b'{"value": 1}', "e" * 32), "e" * 32)
+    await eventually(current.ended)  # the scheduler has heard of its epoch
+    stale.submit(calls_of(flows.one, b'{"value": 1}'))
+    stale.own(1)  # nor does it help to insist
+    stale.submit(calls_of(flows.one, b'{"value": 1}'))
+    stale.own(3)  # what comes after on the same stream
+    stale.submit(calls_of(flows.one, b'{"value": 1}', "f" * 32), "f" * 32)
+    await eventually(stale.ended)
+    held = await scheduler_holds(owners.address)
+    assert held["runs"] == ["e" * 32, "f" * 32]
+    assert [key for key in held["tasks"] if RUN_ID in key] == []
+    assert {report.run_id for report in stale.reports} == {"f" * 32}
+
+
+async def test_a_stale_owner_disturbs_no_run_of_the_current_one(owners: Owners) -> None:
+    stale, current = await owners.start(1), await owners.start(2)
+    calls = calls_of(flows.outgrow, b'{"size": 5000}')
+    current.submit(calls)
+    await eventually(current.ended)
+    stale.submit(calls)
+    stale.cluster.forget(RUN_ID, [call.key for call in calls])
+    stale.cluster.release(RUN_ID, 0.0)
+    other = "f" * 32
+    stale.own(3)  # comes after the others on the same stream
+    stale.submit(calls_of(flows.one, b'{"value": 1}', other), other)
+    await eventually(lambda: any(report.run_id == other for report in stale.reports))
+    held = await scheduler_holds(owners.address)
+    assert RUN_ID in held["runs"]
+    assert calls[0].key in held["tasks"]
+
+
+async def test_an_attempt_that_is_forgotten_can_be_made_again(owners: Owners) -> None:
+    owner = await owners.start(1)
+    [call] = calls_of(flows.one, b'{"value": 1}')
+    owner.submit([call])
+    await eventually(owner.ended)
+    owner.cluster.forget(RUN_ID, [call.key])
+    owner.submit([msgspec.structs.replace(call, attempt=2)])
+    await eventually(lambda: owner.reports[-1].attempt == 2 and owner.reports[-1].state is State.COMPLETED)
+
+
+async def test_a_wide_graph_goes_in_pieces(owners: Owners) -> None:
+    owner = await owners.start(1)
+    owner.submit(calls_of(flows.spread, b'{"values": [' + b"1," * 1_500 + b"1]}"))
+    await eventually(lambda: len(owner.ended()) == 1_502)
+    [result] = [report.result for report in owner.reports if report.result]
+    assert result == b"3002"
+
+
+class Unreadable:
+    """A graph that no scheduler can read."""
+
+    def __init__(self, tasks: dict[str, Any]) -> None:
+        self.tasks = tasks
+
+    def __reduce__(self) -> Any:
+        return _cannot, ()
+
+
+def _cannot() -> NoReturn:
+    raise TypeError("of another release")
+
+
+async def test_a_scheduler_that_cannot_read_a_graph_is_trouble_that_says_so(
+    owners: Owners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = await owners.start(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster_module, "SubmittedGraph", Unreadable)
+        owner.submit(calls_of(flows.one, b'{"value": 1}'))
+        await eventually(lambda: owner.cluster.trouble)
+    assert "cannot read what is submitted" in owner.cluster.trouble
+    assert owners.address in owner.cluster.trouble
+    assert owner.reports == []
+
+
+async def test_a_failed_task_is_no_trouble_of_the_cluster(owners: Owners) -> None:
+    owner = await owners.start(1)
+    owner.submit(calls_of(flows.break_down, b'{"value": 5}'))
+    await eventually(lambda: len(owner.ended()) == 2)
+    await scheduler_holds(owners.address)
+    assert owner.cluster.trouble == ""
