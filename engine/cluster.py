@@ -222,6 +222,9 @@ async def in_process(workers: int = 1, threads: int = 4) -> AsyncIterator[str]:
         processes=False,
         asynchronous=True,
         dashboard_address=None,
+        # Left to itself its HTTP server takes port 8787 of every interface, or warns that somebody else has it.
+        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+        worker_dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
     ) as cluster:
         yield cluster.scheduler_address
