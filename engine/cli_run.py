@@ -43,8 +43,11 @@ async def run(
     settings = settings_of(app=app, kafka=kafka, dask=dask, handlers=handlers, http=http)
     logs.configure(as_json=None if log == "auto" else log == "json")
     # Two attempts at least fit into the time for connecting, so that the first can say what is waited for.
-    cluster = Cluster(settings.app, settings.dask, min(_DASK_SECONDS, settings.connect_timeout_seconds / 2))
-    engine = App(settings, load(settings.handlers), KafkaBroker(settings), cluster)
+    attempt_seconds = min(_DASK_SECONDS, settings.connect_timeout_seconds / 2)
+    flows = load(settings.handlers)
+    modules = sorted({flow.module for flow in flows.values()})
+    cluster = Cluster(settings.app, settings.dask, modules=modules, connect_timeout_seconds=attempt_seconds)
+    engine = App(settings, flows, KafkaBroker(settings), cluster)
     is_stopping = False
 
     def stop() -> None:

@@ -33,11 +33,13 @@ _CHUNK_CALLS = 1_000
 class Cluster:
     """One engine's connection to a Dask scheduler."""
 
-    def __init__(self, app: str, address: str, connect_timeout_seconds: float = 10.0) -> None:
+    def __init__(self, app: str, address: str, *, modules: Sequence[str] = (), connect_timeout_seconds: float = 10.0) -> None:
         self.address = address
         #: Empty while submissions can be taken; otherwise why not.
         self.trouble = f"not connected to the Dask scheduler at {address} yet"
         self._app = app
+        #: Handler modules that workers import ahead of the first task.
+        self._modules = tuple(modules)
         self._timeout_seconds = connect_timeout_seconds
         self._client: Client | None = None
         self._comm: Any = None
@@ -138,7 +140,7 @@ class Cluster:
             raise DaskUnavailable(self.address, f"{error}") from error
         try:
             await client.register_plugin(RunsPlugin())
-            await client.register_plugin(ReportPlugin())
+            await client.register_plugin(ReportPlugin(self._modules))
             self._token, version = await client.scheduler.engine_token()
         except Exception as error:  # whatever the other side answers: it is not a scheduler we can work with
             await client.close(timeout=2)

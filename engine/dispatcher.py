@@ -131,6 +131,8 @@ class Dispatcher:
         numbers = {number for _, number in partitions}
         for number in set(self._ledgers) - numbers:
             self._drop(number)
+        if new := sorted(numbers - set(self._ledgers)):
+            logger.info("taking over partitions of the state topic", partitions=new)
         starts: dict[Partition, int] = {}
         for number in numbers:
             ledger = self._ledgers.get(number) or await self._take_over(number)
@@ -157,7 +159,7 @@ class Dispatcher:
         # The window's ids must be known before a run may be called new; the committed offset may be younger than that.
         ledger.next_offset = min(committed or 0, committed or 0 if in_window is None else in_window)
         self._ledgers[number] = ledger
-        logger.info("partition taken over", partition=number, epoch=position.offset, reads_from=ledger.next_offset)
+        logger.debug("partition taken over", partition=number, epoch=position.offset, reads_from=ledger.next_offset)
         return ledger
 
     def _drop(self, number: int) -> None:
@@ -186,7 +188,8 @@ class Dispatcher:
             again = await self._take_over(record.partition)
             self._source.seek((self._topic, record.partition), again.next_offset)
         elif not was_recovered and ledger.is_recovered:
-            logger.info("partition recovered", partition=record.partition, open_runs=len(ledger.runs))
+            if ledger.runs:
+                logger.info("going on with open runs", partition=record.partition, runs=len(ledger.runs))
             for run in ledger:
                 self._waitlist.add(ledger, run)
 

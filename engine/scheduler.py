@@ -6,6 +6,8 @@ loop, in the order in which messages of one stream arrive: own, hold, update-gra
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import os
 import time
 from collections import deque
@@ -19,6 +21,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 from tornado.ioloop import PeriodicCallback
 
 from engine.executor import Call, Report, run_of
+from engine.logs import logger
 from engine.states import Failure, State
 from engine.telemetry import Tracer
 from engine.worker import execute, execute_async
@@ -245,6 +248,9 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
     name = NAME
     idempotent = True
 
+    def __init__(self, modules: Sequence[str] = ()) -> None:
+        self._modules = tuple(modules)
+
     def setup(self, worker: Worker) -> None:
         """Called by the worker, once."""
         self.address = worker.address
@@ -254,6 +260,15 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         self._begun: dict[tuple[str, int], Report] = {}
         self._live = PeriodicCallback(self._tell_live, _LIVE_INTERVAL_MS)
         worker.loop.add_callback(self._live.start)
+        worker.loop.add_callback(self._preload)
+
+    async def _preload(self) -> None:
+        """Import the handlers now, so that the first task does not wait for it."""
+        for module in self._modules:
+            try:
+                await asyncio.to_thread(importlib.import_module, module)
+            except BaseException as error:  # the tasks that need it will fail with the same error, and say so
+                logger.warning("the worker cannot import a handler", module=module, error=repr(error))
 
     def teardown(self, worker: Worker) -> None:
         """Called by the worker when it closes."""
