@@ -20,7 +20,17 @@ from distributed.protocol.serialize import Serialized, ToPickle, serialize
 from engine.errors import DaskUnavailable
 from engine.executor import OnReports, Submission
 from engine.logs import logger
-from engine.scheduler import NAME, VERSION, ReportPlugin, RunsPlugin, SubmittedGraph, decode_reports, run_async_call, run_call
+from engine.scheduler import (
+    NAME,
+    REFUSED,
+    VERSION,
+    ReportPlugin,
+    RunsPlugin,
+    SubmittedGraph,
+    decode_reports,
+    run_async_call,
+    run_call,
+)
 
 #: How often the connection is looked at.
 _WATCH_SECONDS = 0.5
@@ -149,6 +159,7 @@ class Cluster:
             await client.close(timeout=2)
             raise DaskUnavailable(self.address, f"it runs release {version} of the engine, this process {VERSION}")
         client.subscribe_topic(NAME, self._hear)
+        client.subscribe_topic(REFUSED, self._warn)
         # We hold no futures, so this comes for one reason alone: the scheduler could not take a whole graph.
         client._stream_handlers["task-erred"] = self._refused
         self._client = client
@@ -163,6 +174,16 @@ class Cluster:
 
     def _hear(self, event: bytes) -> None:
         self._on_reports(decode_reports(event))
+
+    def _warn(self, event: list[int]) -> None:
+        partition, epoch, latest = event
+        logger.error(
+            "the Dask scheduler takes nothing from us for a partition: another engine has owned it since",
+            partition=partition,
+            epoch=epoch,
+            latest_epoch=latest,
+            remedy="where the state topic was made anew, restart the scheduler",
+        )
 
     def _refused(self, key: object = None, exception: object = None, traceback: object = None) -> None:
         """Runs stay open, none begins, and readiness says why, until a scheduler is there that can read us."""

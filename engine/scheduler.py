@@ -27,6 +27,8 @@ from engine.telemetry import Tracer
 from engine.worker import execute, execute_async
 
 NAME = "engine"
+#: What the scheduler says to an engine that is not the latest owner: [partition, its epoch, the latest epoch].
+REFUSED = "engine-refused"
 #: Engine, scheduler and workers exchange pickled values of ours: they must be of one release.
 VERSION = version("kafka-dask-engine")
 #: The pseudo-client in whose name the plugin holds keys, so that they outlive the engine that submitted them.
@@ -108,7 +110,9 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
     def own(self, client: str, app: str, partition: int, epoch: int) -> None:
         """``client`` drives the partition from ``epoch`` on."""
         slot = (app, partition)
-        if epoch < self._owners.get(slot, (-1, ""))[0]:
+        latest, _ = self._owners.get(slot, (-1, ""))
+        if epoch < latest:
+            self._tell(client, REFUSED, [partition, epoch, latest])
             return
         self._owners[slot] = (epoch, client)
         if (comm := self.scheduler.client_comms.get(client)) is not None:
@@ -237,9 +241,12 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
             self._send(client, own)
 
     def _send(self, client: str, reports: Sequence[Report]) -> None:
+        self._tell(client, NAME, encode_reports(reports))
+
+    def _tell(self, client: str, topic: str, event: object) -> None:
         comm = self.scheduler.client_comms.get(client)
         if comm is not None and not comm.closed():
-            comm.send({"op": "event", "topic": NAME, "event": encode_reports(reports)})
+            comm.send({"op": "event", "topic": topic, "event": event})
 
 
 class ReportPlugin(WorkerPlugin):  # type: ignore[misc]

@@ -26,8 +26,7 @@ S = State
 class Place:
     """Where engines run in this test."""
 
-    def __init__(self, name: str, kafka: str, dask: str, memory: MemoryBroker) -> None:
-        self.name = name
+    def __init__(self, kafka: str, dask: str, memory: MemoryBroker) -> None:
         self.kafka, self.dask = kafka, dask
         self._memory = memory
         self._stack = AsyncExitStack()
@@ -50,12 +49,18 @@ class Place:
 
 
 @pytest.fixture(params=["memory and threads", "memory and Dask", "Kafka and Dask"])
-async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
+def parts(request: pytest.FixtureRequest) -> tuple[str, bool]:
+    """Kafka's address, empty for the log in memory, and whether there is a Dask."""
+    return (request.getfixturevalue("kafka") if "Kafka" in request.param else ""), "Dask" in request.param
+
+
+@pytest.fixture
+async def place(parts: tuple[str, bool]) -> AsyncIterator[Place]:
     """Each combination that is to make the same state changes."""
-    kafka = request.getfixturevalue("kafka") if "Kafka" in request.param else ""
+    kafka, has_dask = parts
     async with AsyncExitStack() as stack:
-        dask = await stack.enter_async_context(in_process()) if "Dask" in request.param else ""
-        place = Place(request.param, kafka, dask, MemoryBroker())
+        dask = await stack.enter_async_context(in_process()) if has_dask else ""
+        place = Place(kafka, dask, MemoryBroker())
         stack.push_async_callback(place.close)
         yield place
 

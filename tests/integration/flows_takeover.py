@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from engine import flow, on, task
+from engine import Retry, fixed, flow, on, task
 
 #: An engine in a process of its own is told its prefix; in the tests' process the app under test moves the topics.
 _PREFIX = os.environ.get("TESTED_PREFIX", "")
@@ -33,6 +33,31 @@ def follow(folder: str, number: int, before: int) -> int:
 def total(folder: str, values: list[int]) -> int:
     _note(folder, "total")
     return sum(values)
+
+
+@task(retry=Retry(2, wait=fixed(3_600.0)))
+def fail_first(folder: str) -> int:
+    _note(folder, "attempt")
+    if Path(folder, "notes").read_text().count("attempt") == 1:
+        raise RuntimeError("the first time")
+    return 7
+
+
+@task
+def fail(folder: str) -> int:
+    _note(folder, "fail")
+    raise ValueError("a stone in the way")
+
+
+@flow(on(f"{_PREFIX}retries"))
+def persevere(folder: str) -> Any:
+    return total(folder, [fail_first(folder)])
+
+
+@flow(on(f"{_PREFIX}stumbles"))
+def stumble(folder: str) -> Any:
+    """One task fails at once, another waits; the sum needs both."""
+    return total(folder, [fail(folder), step(folder, 0, True)])
 
 
 @flow(on(f"{_PREFIX}climbs"))

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import msgspec
 import pytest
+import structlog
 from distributed import Client, Variable
 
 from engine import cluster as cluster_module
@@ -162,6 +163,19 @@ async def test_what_a_stale_owner_submits_runs_nowhere(owners: Owners) -> None:
     assert held["runs"] == ["e" * 32, "f" * 32]
     assert [key for key in held["tasks"] if RUN_ID in key] == []
     assert {report.run_id for report in stale.reports} == {"f" * 32}
+
+
+async def test_an_owner_that_is_refused_is_told_so(owners: Owners) -> None:
+    """A stale one, or one whose state topic was made anew beside a scheduler that remembers the old one."""
+    current = await owners.start(5_000)
+    current.submit(calls_of(flows.one, b'{"value": 1}'))
+    await eventually(current.ended)
+    with structlog.testing.capture_logs() as lines:
+        await owners.start(3)
+        await eventually(lambda: any(line.get("latest_epoch") == 5_000 for line in lines))
+    [line] = [line for line in lines if "latest_epoch" in line]
+    assert (line["partition"], line["epoch"], line["log_level"]) == (0, 3, "error")
+    assert "restart the scheduler" in line["remedy"]
 
 
 async def test_a_stale_owner_disturbs_no_run_of_the_current_one(owners: Owners) -> None:

@@ -13,7 +13,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from engine.broker import Outgoing
 from engine.events import Headers
@@ -124,6 +123,38 @@ async def test_a_clean_stop_hands_over(apps: Apps, tmp_path: Path) -> None:
     assert run.result == sum(range(8)) + 800
     assert_one_story(run)
     assert max(Counter(notes(tmp_path)).values()) == 1
+
+
+async def test_a_retry_that_waited_is_made_by_the_next_owner(apps: Apps, tmp_path: Path) -> None:
+    """At once: how long it has waited already nobody knows for sure."""
+    first = await apps.start(flows.persevere)
+    id = await first.send("retries", {"folder": str(tmp_path)})
+    await first.heard(task="fail_first", state=S.RETRYING)
+    await first.stop()
+    second = await apps.start(flows.persevere, settings=first.settings)
+    run = await second.run("persevere", id)
+    assert run.result == 7
+    assert [change.seq for change in run.changes] == list(range(len(run.changes)))
+    assert run.states("fail_first") == [S.SCHEDULED, S.RUNNING, S.RETRYING, S.RUNNING, S.COMPLETED]
+    assert notes(tmp_path) == ["attempt", "attempt", "total"]
+
+
+async def test_a_failure_told_by_the_first_owner_ends_the_run_under_the_second(apps: Apps, tmp_path: Path) -> None:
+    first = await apps.start(flows.stumble)
+    id = await first.send("stumbles", {"folder": str(tmp_path)})
+    await first.heard(task="fail", state=S.FAILED)
+    await first.heard(task="step", state=S.RUNNING)
+    await first.stop()
+    second = await apps.start(flows.stumble, settings=first.settings)
+    await eventually(lambda: second.open_runs == 1)
+    (tmp_path / "go").touch()
+    run = await second.run("stumble", id)
+    assert (run.end.state, run.end.error and run.end.error.message) == (S.FAILED, "a stone in the way")
+    assert [change.seq for change in run.changes] == list(range(len(run.changes)))
+    assert run.states("fail") == [S.SCHEDULED, S.RUNNING, S.FAILED]
+    assert run.states("step") == [S.SCHEDULED, S.RUNNING, S.COMPLETED]
+    assert run.states("total") == [S.SCHEDULED, S.CANCELLED]
+    assert sorted(notes(tmp_path)) == ["begin 0", "end 0", "fail"]
 
 
 async def test_two_engines_share_the_work_and_every_run_completes_once(apps: Apps, tmp_path: Path) -> None:
@@ -237,13 +268,15 @@ class TestSchedulerRestart:
             await app.stop()
 
 
-@pytest.mark.parametrize("headers", [(), (("ce_type", b"engine.flow_run.scheduled"),), (("ce_type", b"engine.checkpoint"),)])
-@pytest.mark.parametrize("value", [None, b"", b"\xff", b"[" * 50_000, b'{"run_id": "short", "flow": "x"}'])
-async def test_rubbish_on_the_state_topic_stops_nobody(
-    apps: Apps, tmp_path: Path, headers: Headers, value: bytes | None
-) -> None:
+RUBBISH = [None, b"", b"\xff", b"[" * 50_000, b'{"run_id": "short", "flow": "x"}']
+TYPES: list[Headers] = [(), *((("ce_type", f"engine.{name}".encode()),) for name in ("flow_run.scheduled", "checkpoint"))]
+
+
+async def test_rubbish_on_the_state_topic_stops_nobody(apps: Apps, tmp_path: Path) -> None:
+    """Neither who reads it as news nor who recovers from it."""
     app = await apps.start(flows.single, state_partitions=1)
-    await app.write(Outgoing(app.settings.states_topic, b"k", value, headers, 0))
+    topic = app.settings.states_topic
+    await app.write(*(Outgoing(topic, b"k", value, headers, 0) for value in RUBBISH for headers in TYPES))
     await app.do("singles", {"folder": str(tmp_path), "number": 1}, "single", id="live")
     await app.stop()
     second = await apps.start(flows.single, settings=app.settings)

@@ -102,7 +102,7 @@ class TestBench:
         assert [outcome.run.result() for outcome in outcomes] == [4 * n + 3 for n in range(50)]
 
     async def test_what_the_test_raises_comes_out_and_all_is_closed(self) -> None:
-        with pytest.raises(TypeError, match="cannot be encoded|type object"):
+        with pytest.raises(TypeError, match="type object"):
             async with testing.bench(flows_graphs.one) as bench:
                 await bench.send("numbers", object())
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("engine-")]
