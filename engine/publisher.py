@@ -25,7 +25,7 @@ _MAX_BATCH = 2_000
 #: Time between the beginnings of two writes: the least at first, doubled while changes keep coming. A write costs this
 #: process, Kafka and every reader about the same whether it carries five changes or five hundred.
 _LEAST_SPACING_SECONDS = 0.005
-_MOST_SPACING_SECONDS = 0.040
+_MOST_SPACING_SECONDS = 0.080
 
 
 class _Pending(msgspec.Struct, frozen=True, gc=False):

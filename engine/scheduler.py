@@ -35,6 +35,8 @@ VERSION = version("kafka-dask-engine")
 _HOLDER = "engine-runs"
 #: A RUNNING report of its own is sent for attempts that last longer; shorter ones are told with their end.
 _LIVE_INTERVAL_MS = 50
+#: Reports of a worker that nobody waits for share a message for so long.
+_SHARING_SECONDS = 0.005
 #: Reports to an engine share a message for so long; the first after a pause goes at once.
 _CLIENT_INTERVAL_SECONDS = 0.005
 
@@ -265,6 +267,8 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         self._worker = worker
         self._ended: deque[Report] = deque()
         self._begun: dict[tuple[str, int], Report] = {}
+        self._is_urgent = False
+        self._sharing: object | None = None
         self._live = PeriodicCallback(self._tell_live, _LIVE_INTERVAL_MS)
         worker.loop.add_callback(self._live.start)
         worker.loop.add_callback(self._preload)
@@ -280,6 +284,7 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
     def teardown(self, worker: Worker) -> None:
         """Called by the worker when it closes."""
         self._live.stop()
+        self._flush()
         self.tracer.close()
 
     def begin(self, report: Report) -> None:
@@ -290,18 +295,33 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         """See engine.worker.Reporter."""
         self._begun.pop((report.run_id, report.index), None)
         self._ended.append(report)
+        if report.error is not None or report.result is not None or report.kept is not None:
+            self._is_urgent = True
 
     def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
-        """Called in the event loop while a task ends, before Dask's own message of it is sent: the report goes first.
+        """Called in the event loop while a task ends, before Dask's own message of it is sent.
 
         Nothing wakes the loop for a report alone: that would cost a task more than all else the engine does with it.
+        A failure must be there before the scheduler marks the task as erred, and nobody waits longer than needed for a
+        result; other reports share a message. One that is lost with its worker is made again with its lost value.
         """
         if not self._ended:
             return
+        if self._is_urgent:
+            self._is_urgent = False
+            self._flush()
+        elif self._sharing is None:
+            self._sharing = self._worker.loop.call_later(_SHARING_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        if self._sharing is not None:
+            self._worker.loop.remove_timeout(self._sharing)
+            self._sharing = None
         reports: list[Report] = []
         while self._ended:
             reports.append(self._ended.popleft())
-        self._send(reports)
+        if reports:
+            self._send(reports)
 
     def _tell_live(self) -> None:
         if self._begun:
