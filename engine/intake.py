@@ -122,7 +122,7 @@ class Intake:
 
     def _scheduled(self, match: Match, event: RawEvent, record: Record, now: float) -> StateChange:
         return StateChange(
-            run_id=run_id_of(match.flow, event.source, event.id),
+            run_id=run_id_of(self._settings.app, match.flow, event.source, event.id),
             flow=match.flow,
             state=State.SCHEDULED,
             seq=0,

@@ -8,12 +8,15 @@ from typing import Any
 from engine.states import Failure, Origin, State, StateChange, follow, utc
 
 
-def run_id_of(flow: str, source: str, event_id: str) -> str:
-    """The id of the run that an event makes of a flow: a digest, so that a redelivered event makes the same run."""
+def run_id_of(app: str, flow: str, source: str, event_id: str) -> str:
+    """The id of the run that an event makes of an app's flow: a digest, so that a redelivered event makes the same run.
+
+    The app belongs to it because apps may share a scheduler and a topic, and a run's id names its keys on the cluster.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for part in (flow, source, event_id):
+    for part in (app, flow, source, event_id):
         text = part.encode()
-        digest.update(len(text).to_bytes(4, "big"))  # so that no two triples run together into the same bytes
+        digest.update(len(text).to_bytes(4, "big"))  # so that no two identities run together into the same bytes
         digest.update(text)
     return digest.hexdigest()
 

@@ -110,7 +110,7 @@ class Bench:
         else:
             for match in self._triggers.match(topic, event):
                 if isinstance(match, Match):
-                    expected.append(run_id_of(match.flow, event.source, event.id))
+                    expected.append(run_id_of(self.settings.app, match.flow, event.source, event.id))
                 else:
                     letters += 1
         for run_id in expected:

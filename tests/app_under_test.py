@@ -156,7 +156,7 @@ class AppUnderTest:
         return await self._sink.write(records)
 
     def run_id(self, flow: str, id: str) -> str:
-        return run_id_of(flow, self.source, id)
+        return run_id_of(self.settings.app, flow, self.source, id)
 
     async def run(self, flow: str, id: str) -> Run:
         """Wait for the end of the run that an event made."""

@@ -134,7 +134,7 @@ class Stack:
             *("--data", json.dumps({"name": name}), "--kafka", self.ready["kafka"]),
         )
         assert done.code == 0, done.err
-        return run_id_of("process", SOURCE, event_id)
+        return run_id_of(self.app, "process", SOURCE, event_id)
 
     async def tail(self, *arguments: str) -> Done:
         """Changes from the beginning on, as JSON."""

@@ -73,7 +73,7 @@ async def test_an_event_over_http_becomes_a_run(stack: Stack) -> None:
     async with httpx.AsyncClient(base_url=stack.ready["http"]) as client:
         answer = await client.post("/events/items", json={"name": "web"}, headers=headers)
     assert answer.status_code == 202
-    seen = await stack.tail("--run", run_id_of("process", SOURCE, "http"), "--count", "6")
+    seen = await stack.tail("--run", run_id_of(stack.app, "process", SOURCE, "http"), "--count", "6")
     assert seen.lines[-1]["result"] == "WEB"
 
 

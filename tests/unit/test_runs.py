@@ -29,15 +29,15 @@ def task_change(state: State, seq: int, **fields: Any) -> StateChange:
     return change(state, seq, task="price", task_run_id=f"{RUN_ID}/price/0", **fields)
 
 
-@given(st.tuples(texts, texts, texts), st.tuples(texts, texts, texts))
-def test_two_events_share_a_run_id_only_if_flow_source_and_id_are_the_same(one: Any, other: Any) -> None:
+@given(st.tuples(texts, texts, texts, texts), st.tuples(texts, texts, texts, texts))
+def test_two_events_share_a_run_id_only_if_app_flow_source_and_id_are_the_same(one: Any, other: Any) -> None:
     assert (run_id_of(*one) == run_id_of(*other)) == (one == other)
 
 
 def test_a_run_id_is_the_same_in_every_process_and_release() -> None:
-    assert run_id_of("fulfil", "/shop", "42") == "4f5e0aaa2390e95ef3b814d516d4236e"
-    assert len(bytes.fromhex(run_id_of("fulfil", "", ""))) == 16
-    assert run_id_of("a", "bc", "d") != run_id_of("ab", "c", "d")
+    assert run_id_of("shop", "fulfil", "/shop", "42") == "c1527909d42b99ba45686b7c93936d8a"
+    assert len(bytes.fromhex(run_id_of("", "fulfil", "", ""))) == 16
+    assert run_id_of("app", "a", "bc", "d") != run_id_of("app", "ab", "c", "d")
 
 
 def test_a_task_run_id_names_run_task_and_call() -> None:
