@@ -1,6 +1,6 @@
 """The Dask cluster: an Executor that submits graphs, shares futures and hears from the scheduler plugin.
 
-With `engine.scheduler` the only importer of distributed. It wants no futures back: the plugin holds the keys, the
+With the other rooms of the cluster the only importer of distributed. It wants no futures back: the plugin holds the keys, the
 workers' reports say what became of them, and a result travels inside its report.
 """
 
@@ -18,19 +18,10 @@ from distributed.protocol import to_serialize
 from distributed.protocol.serialize import Serialized, ToPickle, serialize
 
 from engine.errors import DaskUnavailable
-from engine.executor import OnReports, Submission
+from engine.executor import OnReports, Submission, decode_reports
 from engine.logs import logger
-from engine.scheduler import (
-    NAME,
-    REFUSED,
-    VERSION,
-    ReportPlugin,
-    RunsPlugin,
-    SubmittedGraph,
-    decode_reports,
-    run_async_call,
-    run_call,
-)
+from engine.reporter import ReportPlugin, run_async_call, run_call
+from engine.scheduler import NAME, REFUSED, VERSION, RunsPlugin, SubmittedGraph
 
 #: How often the connection is looked at.
 _WATCH_SECONDS = 0.5

@@ -1,6 +1,6 @@
 """Asks a Dask cluster about itself: versions, clocks, and whether its workers can import modules; changes nothing there.
 
-With ``engine.cluster`` and ``engine.scheduler`` the only importer of distributed.
+With the other rooms of the cluster the only importer of distributed.
 """
 
 from __future__ import annotations

@@ -75,6 +75,10 @@ class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):
     kept: str | None = None
 
 
+#: Reports as they travel from worker to scheduler to engine.
+encode_reports = msgspec.msgpack.Encoder().encode
+decode_reports = msgspec.msgpack.Decoder(list[Report]).decode
+
 OnReports = Callable[[Sequence[Report]], None]
 
 

@@ -134,9 +134,7 @@ class Flow(Generic[P, R]):
         try:
             hints = typing.get_type_hints(self.function, include_extras=True)
         except NameError as error:
-            self._refuse(
-                f"an annotation cannot be resolved: {error}", "Define the type above the flow, at module level."
-            )
+            self._refuse(f"an annotation cannot be resolved: {error}", "Define the type above the flow, at module level.")
         found: dict[str, Any] = {}
         for parameter in self.signature.parameters.values():
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):

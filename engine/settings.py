@@ -110,9 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return f"{self.app}.dispatch"
 
 
-def load(
-    flags: Mapping[str, Any], environment: Mapping[str, str], directory: Path, *, check_hosts: bool = True
-) -> Settings:
+def load(flags: Mapping[str, Any], environment: Mapping[str, str], directory: Path, *, check_hosts: bool = True) -> Settings:
     """The settings in force. ``flags`` that are None count as not given. Raises SettingsError."""
     values: dict[str, Any] = {}
     file = directory / FILE_NAME
@@ -129,9 +127,7 @@ def load(
     values.update({key: value for key, value in flags.items() if value is not None})
     for key in values:
         if key not in fields:
-            raise SettingsError(
-                key, str(values[key]), "there is no such setting", f"Known: {', '.join(sorted(fields))}."
-            )
+            raise SettingsError(key, str(values[key]), "there is no such setting", f"Known: {', '.join(sorted(fields))}.")
     settings = _convert(values)
     if check_hosts and not settings.allow_plaintext:
         _check_hosts(settings)
@@ -165,9 +161,7 @@ def _convert(values: Mapping[str, Any]) -> Settings:
         if getattr(settings, key) < 1:
             raise SettingsError(key, str(getattr(settings, key)), "must be at least 1", "Correct it.")
     if not settings.app or not all(c.isalnum() or c in "._-" for c in settings.app):
-        raise SettingsError(
-            "app", settings.app, "is not a valid part of a topic name", "Use letters, digits, . _ and -."
-        )
+        raise SettingsError("app", settings.app, "is not a valid part of a topic name", "Use letters, digits, . _ and -.")
     return settings
 
 

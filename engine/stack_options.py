@@ -39,7 +39,7 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
     threads_per_worker: int = 2
     #: As ``dask worker --memory-limit`` takes it; "0" is none.
     worker_memory_limit: str = "auto"
-    #: More arguments for the commands of Dask, e.g. ``("--preload", "engine.scheduler")``.
+    #: More arguments for the commands of Dask, e.g. ``("--preload", "engine.reporter")``.
     scheduler_arguments: tuple[str, ...] = ()
     worker_arguments: tuple[str, ...] = ()
     #: Variables for scheduler, workers and engine, on top of those of this process.

@@ -234,9 +234,7 @@ def read(value: bytes | None, headers: Headers) -> StateChange | Ownership | Non
             return msgspec.json.decode(value or b"", type=Ownership)
         change = _decoder.decode(value or b"")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise EventError(
-            Reason.MALFORMED_DATA, f"a record of type {ce_type.decode()} cannot be read: {error}"
-        ) from error
+        raise EventError(Reason.MALFORMED_DATA, f"a record of type {ce_type.decode()} cannot be read: {error}") from error
     for name, content in headers:
         if name == "traceparent":
             return msgspec.structs.replace(change, traceparent=content.decode("ascii", "ignore"))

@@ -47,9 +47,7 @@ class Handle:
 class Recorder(Protocol):
     """Takes down the calls made while a flow is wired (engine.graph has it)."""
 
-    def call(
-        self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], map_index: int | None
-    ) -> Handle:
+    def call(self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], map_index: int | None) -> Handle:
         """Note one call."""
         ...
 

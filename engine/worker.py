@@ -1,4 +1,4 @@
-"""The worker's side of a task: runs one call and reports; knows nothing of Dask (engine.scheduler calls it).
+"""The worker's side of a task: runs one call and reports; knows nothing of Dask (engine.reporter calls it).
 
 Whatever user code does, a report leaves before the value or the error: unpicklable errors, ``sys.exit`` and timeouts
 included. Only the death of the process goes unreported; the scheduler notices that.
