@@ -42,7 +42,7 @@ async def run(
     With --json: one line {"kafka", "dask", "http", "pid"} on standard output when it is ready.
     """
     settings = settings_of(app=app, kafka=kafka, dask=dask, handlers=handlers, http=http)
-    logs.configure(as_json=None if log == "auto" else log == "json")
+    logs.configure(level=settings.log_level, as_json=None if log == "auto" else log == "json")
     # Two attempts at least fit into the time for connecting, so that the first can say what is waited for.
     attempt_seconds = min(_DASK_SECONDS, settings.connect_timeout_seconds / 2)
     flows = load(settings.handlers)

@@ -20,7 +20,7 @@ from engine.executor import Executor, Report, Submission
 from engine.flows import Flow
 from engine.graph import Graph
 from engine.ledger import Ledger
-from engine.logs import logger
+from engine.logs import log_failure, logger
 from engine.progress import Progress, Step
 from engine.publisher import Publisher
 from engine.runs import FlowRun
@@ -292,6 +292,7 @@ class Dispatcher:
         progress, ledger = driven.progress, driven.ledger
         run = progress.run
         for change in step.changes:
+            log_failure(change, driven.context)
             parent = driven.context
             if change.task_run_id is not None and change.attempt:
                 parent = attempt_context(driven.context, change.task_run_id, change.attempt)

@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from engine.states import StateChange
 from engine.telemetry import trace_id_of
 
 #: Handed out before logging is set up, too: it looks up the configuration at its first line.
@@ -45,6 +46,16 @@ def configure(*, level: str = "INFO", as_json: bool | None = None) -> None:
     # These say at WARNING and above what we say ourselves, in words that name the remedy.
     for name in ("aiokafka", "distributed.client", "distributed.comm", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL if name.startswith("aiokafka") else logging.ERROR)
+
+
+def log_failure(change: StateChange, traceparent: str) -> None:
+    """Say that a run or a task run failed, if ``change`` says so; all else is on the state topic for those who ask."""
+    if change.error is None:
+        return
+    what = "flow run" if change.is_flow_run else "task run"
+    fields = run_fields(change.run_id, change.flow, traceparent, change.task)
+    error = f"{change.error.type}: {change.error.message}"
+    logger.warning(f"{what} {change.state.lower()}", **fields, attempt=change.attempt, error=error)
 
 
 def run_fields(run_id: str, flow: str, traceparent: str | None, task: str | None = None) -> dict[str, str]:

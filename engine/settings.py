@@ -71,6 +71,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: How long a result that did not travel stays on the cluster after its run has ended.
     result_ttl_seconds: float = 600.0
 
+    #: DEBUG, INFO, WARNING or ERROR.
+    log_level: str = "INFO"
+
     #: How long to wait for Kafka and Dask at start before giving up.
     connect_timeout_seconds: float = 60.0
     #: A member of a consumer group that is silent for so long is taken for dead.
@@ -160,6 +163,8 @@ def _convert(values: Mapping[str, Any]) -> Settings:
     for key in ("state_partitions", "event_partitions", "max_open_runs", "poll_records", "max_record_bytes"):
         if getattr(settings, key) < 1:
             raise SettingsError(key, str(getattr(settings, key)), "must be at least 1", "Correct it.")
+    if settings.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise SettingsError("log_level", settings.log_level, "is no such level", "Use DEBUG, INFO, WARNING or ERROR.")
     if not settings.app or not all(c.isalnum() or c in "._-" for c in settings.app):
         raise SettingsError("app", settings.app, "is not a valid part of a topic name", "Use letters, digits, . _ and -.")
     return settings

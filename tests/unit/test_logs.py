@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import structlog
 
-from engine.logs import configure, logger, run_fields
+from engine.logs import configure, log_failure, logger, run_fields
+from engine.states import Failure, State, StateChange, utc
 
 TRACEPARENT = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 
@@ -90,3 +91,14 @@ def test_a_terminal_gets_readable_lines(capsys: pytest.CaptureFixture[str]) -> N
     shown = capsys.readouterr().err
     assert "run begun" in shown
     assert "{" not in shown
+
+
+def test_a_failed_task_is_one_line_that_names_run_flow_task_and_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    configure()
+    values: dict[str, Any] = {"run_id": "r", "flow": "fulfil", "seq": 4, "epoch": 0, "attempt": 2, "at": utc(1.0)}
+    failure = Failure("ValueError", "no such line")
+    log_failure(StateChange(state=State.RUNNING, task="price", task_run_id="r/price/0", **values), TRACEPARENT)
+    log_failure(StateChange(state=State.FAILED, task="price", task_run_id="r/price/0", error=failure, **values), TRACEPARENT)
+    [line] = lines(capsys)
+    assert (line["event"], line["level"], line["error"]) == ("task run failed", "warning", "ValueError: no such line")
+    assert (line["run_id"], line["flow"], line["task"], line["trace_id"]) == ("r", "fulfil", "price", TRACEPARENT[3:35])
