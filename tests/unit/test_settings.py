@@ -70,6 +70,7 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None
         ("app", "my app"),
         ("dedup_window_seconds", "a day"),
         ("allow_plaintext", "perhaps"),
+        ("log_level", "loud"),
     ],
 )
 def test_a_wrong_value_names_the_setting_and_the_value(tmp_path: Path, key: str, value: str) -> None:
