@@ -177,6 +177,10 @@ class TestEngine:
             await app.send("numbers", {"value": 1}, id=id)
         runs = [await app.run("one", id) for id in ("same", "after")]
         assert len({run.id for run in runs}) == len(app.ends()) == 2
+        # Subscribers drop repeats: the log itself has to be asked whether the run was begun twice.
+        records = await app.records(app.settings.states_topic)
+        begun = [r for r in records if ("ce_type", b"engine.flow_run.running") in r.headers]
+        assert len(begun) == 2
 
     async def test_runs_of_one_key_take_turns(self, place: Place, tmp_path: Path) -> None:
         app = await place.start(flows.in_turn)
