@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -160,6 +161,8 @@ class Cluster:
     def _adopt(self, client: Client) -> None:
         self._comm = client.scheduler_comm
         self._comm.interval = _STREAM_INTERVAL_SECONDS
+        # distributed keeps the last thousand messages for those who debug it: of ours that would be as many graphs.
+        self._comm.recent_message_log = deque(maxlen=1)
         for partition, epoch in self._owned.items():
             self._send({"op": "engine-own", "app": self._app, "partition": partition, "epoch": epoch})
 

@@ -25,7 +25,7 @@ DELIVERY_SECONDS = 20.0
 BATCH_BYTES = 512 * 1024
 
 # The hash is written in Python and costs as much as all the rest of a record; the changes of a run share their key.
-_hash = lru_cache(maxsize=32_768)(murmur2)
+_hash = lru_cache(maxsize=4_096)(murmur2)
 
 
 class _Topic(msgspec.Struct, frozen=True):
