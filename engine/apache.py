@@ -147,7 +147,7 @@ class ApacheKafka:
             report(f"starting Apache Kafka {VERSION}")
             await self._run(class_path, ["kafka.Kafka", str(properties)], "w")
             await self.wait_ready()
-        except BaseException:
+        except BaseException:  # whatever it was goes on up; nothing half started stays behind
             await self.stop()
             raise
 

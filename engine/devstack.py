@@ -97,7 +97,7 @@ class DevStack:
         try:
             await asyncio.wait({starting, interrupted}, return_when=asyncio.FIRST_COMPLETED)
             self._answer(starting)
-        except BaseException:
+        except BaseException:  # whatever it was goes on up; nothing half started stays behind
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
             await self._close()
@@ -146,7 +146,7 @@ class DevStack:
         kafka = asyncio.create_task(self._start_kafka(), name="stack-start-kafka")
         try:
             await self._start_dask()
-        except BaseException:
+        except BaseException:  # whatever it was goes on up; nothing half started stays behind
             kafka.cancel()
             await asyncio.gather(kafka, return_exceptions=True)
             raise

@@ -89,22 +89,8 @@ class _Wiring:
                 f"an argument cannot travel to a worker: {error}",
                 "Pass plain values, or open it in the task.",
             ) from error
-        call = Call(
-            index=index,
-            task=task.name,
-            function=task.reference,
-            flow=self._flow,
-            run_id=self._run.run_id,
-            arguments=arguments,
-            dependencies=dependencies,
-            attempt=1,
-            depth=self._depth(dependencies),
-            is_async=task.is_async,
-            returns=False,
-            inline_result_bytes=self._inline_result_bytes,
-            timeout_seconds=task.timeout_seconds,
-            traceparent=self._traceparent,
-            scheduled_at=self._now,
+        call = self._new_call(
+            task.name, task.reference, arguments, dependencies, is_async=task.is_async, timeout_seconds=task.timeout_seconds
         )
         parents = tuple(self._nodes[dependency].task_run_id for dependency in dependencies)
         task_run_id = task_run_id_of(self._run.run_id, task.name, index)
@@ -121,24 +107,37 @@ class _Wiring:
         self._mark(set(dependencies), is_taken=True)
         if not dependencies and (result := self._inline(returned)) is not None:
             return Graph(tuple(self._nodes), None, result)
-        collect = Call(
+        collect = self._new_call("", "engine.graph:collected", arguments, dependencies, returns=True)
+        return Graph(tuple(self._nodes), collect, None)
+
+    def _new_call(
+        self,
+        task: str,
+        function: str,
+        arguments: bytes,
+        dependencies: tuple[int, ...],
+        *,
+        is_async: bool = False,
+        returns: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> Call:
+        return Call(
             index=len(self._nodes),
-            task="",
-            function="engine.graph:collected",
+            task=task,
+            function=function,
             flow=self._flow,
             run_id=self._run.run_id,
             arguments=arguments,
             dependencies=dependencies,
             attempt=1,
             depth=self._depth(dependencies),
-            is_async=False,
-            returns=True,
+            is_async=is_async,
+            returns=returns,
             inline_result_bytes=self._inline_result_bytes,
-            timeout_seconds=None,
+            timeout_seconds=timeout_seconds,
             traceparent=self._traceparent,
             scheduled_at=self._now,
         )
-        return Graph(tuple(self._nodes), collect, None)
 
     def _inline(self, value: Any) -> bytes | None:
         """A plain value as it travels in COMPLETED; None where it must stay on the cluster, as a task's would."""

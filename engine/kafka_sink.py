@@ -63,7 +63,7 @@ class KafkaSink:
         except UNREACHABLE as error:
             await producer.stop()
             raise self._connection.unavailable(error) from error
-        except BaseException:
+        except BaseException:  # whatever it was goes on up; nothing half started stays behind
             await producer.stop()
             raise
         self._producer = producer

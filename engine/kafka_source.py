@@ -73,7 +73,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         except UNREACHABLE as error:
             await _stop(consumer)
             raise self._connection.unavailable(error) from error
-        except BaseException:
+        except BaseException:  # whatever it was goes on up; nothing half started stays behind
             await _stop(consumer)
             raise
         self._consumer = consumer

@@ -96,28 +96,18 @@ class FlowRun:
     def advance(self, state: State, at: float, epoch: int, **details: Any) -> StateChange:
         """The flow run's next change, applied. Raises IllegalTransition."""
         attempt = self.attempt + 1 if state is State.RUNNING else self.attempt
-        change = StateChange(
-            run_id=self.run_id,
-            flow=self.flow,
-            state=state,
-            seq=self.seq + 1,
-            epoch=epoch,
-            attempt=attempt,
-            at=utc(at),
-            **details,
-        )
-        self.apply(change)
-        return change
+        return self._advance(state, attempt, at, epoch, **details)
 
     def advance_task(
         self, task: str, task_run_id: str, state: State, attempt: int, at: float, epoch: int, **details: Any
     ) -> StateChange:
         """A task run's next change, applied. Raises IllegalTransition."""
+        return self._advance(state, attempt, at, epoch, task=task, task_run_id=task_run_id, **details)
+
+    def _advance(self, state: State, attempt: int, at: float, epoch: int, **details: Any) -> StateChange:
         change = StateChange(
             run_id=self.run_id,
             flow=self.flow,
-            task=task,
-            task_run_id=task_run_id,
             state=state,
             seq=self.seq + 1,
             epoch=epoch,
