@@ -14,14 +14,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from dask._task_spec import Task, TaskRef
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, fire_and_forget
 from distributed.protocol import to_serialize
 from distributed.protocol.serialize import Serialized, ToPickle, serialize
 
 from engine.errors import DaskUnavailable
 from engine.executor import OnReports, Submission, decode_reports
 from engine.logs import logger
-from engine.reporter import ReportPlugin, run_async_call, run_call
+from engine.reporter import ReportPlugin, run_async_call, run_call, warm_up
 from engine.scheduler import NAME, REFUSED, VERSION, RunsPlugin, SubmittedGraph
 
 #: How often the connection is looked at.
@@ -30,6 +30,8 @@ _WATCH_SECONDS = 0.5
 _STREAM_INTERVAL_SECONDS = 0.002
 #: Larger graphs go to the scheduler in pieces, so that none blocks its loop for long.
 _CHUNK_CALLS = 1_000
+#: Enough for a task on most of the workers.
+_WARM_UP_CALLS = 16
 
 
 class Cluster:
@@ -154,6 +156,8 @@ class Cluster:
         client.subscribe_topic(REFUSED, self._warn)
         # We hold no futures, so this comes for one reason alone: the scheduler could not take a whole graph.
         client._stream_handlers["task-erred"] = self._refused
+        # The first graph that a scheduler and its workers see takes them some hundred milliseconds: let it be this one.
+        fire_and_forget(client.map(warm_up, range(_WARM_UP_CALLS), pure=False))
         self._client = client
         self._adopt(client)
         self.trouble = ""

@@ -117,3 +117,7 @@ def run_call(call: Call, *results: Any) -> Any:
 async def run_async_call(call: Call, *results: Any) -> Any:
     """The same for ``async def`` tasks, which run on the worker's event loop."""
     return await execute_async(call, results, get_worker().plugins[NAME])
+
+
+def warm_up(_: int) -> None:
+    """Does nothing; running it makes a worker import what its first task would have to wait for."""
