@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 import uuid
 from collections.abc import AsyncIterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from engine.cli_flags import AppFlag, DaskFlag, KafkaFlag, settings_of
 from engine.cli_output import say
 from engine.demo import run_demo
 from engine.devstack import DevStack
-from engine.errors import UsageError
+from engine.errors import HandlerError, UsageError
 from engine.handler_paths import import_paths
 from engine.kafka import KafkaBroker
 from engine.loader import load
@@ -29,6 +30,7 @@ from engine.settings import Settings
 from engine.stack_options import StackOptions
 from engine.subscriber import Subscription
 
+#: In the project's checkout, beside ``engine``.
 _HANDLERS = ("handlers.flights",)
 _POLL_SECONDS = 0.2
 _POLL_RECORDS = 500
@@ -53,6 +55,12 @@ async def demo(
     # A name of its own each time: the same events sent twice to one app make no second run.
     name = app or f"demo-{uuid.uuid4().hex[:8]}"
     settings = settings_of(app=name, kafka=kafka or "127.0.0.1:0", dask=dask or "tcp://127.0.0.1:0", handlers=_HANDLERS)
+    if find_spec("handlers") is None:
+        raise HandlerError(
+            _HANDLERS[0],
+            "the demo's flows are not part of the installed package",
+            "Clone the project and run in it: pip install -e '.[dev]' && engine demo.",
+        )
     load(settings.handlers)
     if kafka is not None and app is None:
         await _skip_earlier_events(settings)
