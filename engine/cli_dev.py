@@ -81,9 +81,11 @@ def _options(
     fresh: bool,
     reload: bool,
 ) -> StackOptions:
-    # The usual port where it can be had: then every other command finds this Kafka without being told.
+    # The usual ports where they can be had: then every other command finds what runs here without being told.
     if kafka is None and kafka_port is None and _is_free(_USUAL.kafka):
         kafka_port = int(_USUAL.kafka.rpartition(":")[2])
+    usual_dask = _USUAL.dask.removeprefix("tcp://")
+    scheduler_arguments = ("--port", usual_dask.rpartition(":")[2]) if dask is None and _is_free(usual_dask) else ()
     http = settings.http
     if http == _USUAL.http and not _is_free(http):
         http = f"{http.rpartition(':')[0]}:0"
@@ -92,6 +94,7 @@ def _options(
         kafka=kafka,
         kafka_port=kafka_port,
         dask=dask,
+        scheduler_arguments=scheduler_arguments,
         engine=engine_command(settings, log="console" if sys.stderr.isatty() else "json"),
         check=_engine("flows", "ls", settings.handlers),
         http=http,
@@ -123,7 +126,12 @@ def _is_free(address: str) -> bool:
 def _tell(stack: DevStack, settings: Settings, flows: int, seconds: float) -> None:
     where = "" if stack.kafka == _USUAL.kafka else f" --kafka {stack.kafka}"
     where += "" if settings.app == _USUAL.app else f" --app {settings.app}"
-    what = f"{flows} flows of {', '.join(settings.handlers)}" if settings.handlers else "no handlers; name some to run flows"
+    cluster = "" if stack.dask == _USUAL.dask else f" --dask {stack.dask}"
+    what = (
+        f"{flows} {'flow' if flows == 1 else 'flows'} of {', '.join(settings.handlers)}"
+        if settings.handlers
+        else "no handlers; name some to run flows"
+    )
     say(
         f"\nReady after {seconds:.1f} s: {what}\n"
         f"  Kafka  {stack.kafka}\n"
@@ -131,6 +139,6 @@ def _tell(stack: DevStack, settings: Settings, flows: int, seconds: float) -> No
         f"  HTTP   {stack.http or 'off'}\n"
         f"  data   {stack.directory}\n"
         f"In another terminal: engine states tail{where}\n"
-        f"                     engine doctor{where} --dask {stack.dask}{''.join(f' {name}' for name in settings.handlers)}\n"
+        f"                     engine doctor{where}{cluster}{''.join(f' {name}' for name in settings.handlers)}\n"
         "Ctrl-C stops everything.\n"
     )
