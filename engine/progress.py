@@ -11,7 +11,7 @@ from engine.executor import Call, Report
 from engine.graph import Graph, Node
 from engine.retries import next_wait_seconds
 from engine.runs import FlowRun, TaskRun
-from engine.states import ABSENT, Failure, State, StateChange, utc
+from engine.states import ABSENT, Failure, State, StateChange, later, utc
 
 _UPSTREAM = "upstream"
 
@@ -141,7 +141,7 @@ class Progress:
             self._end_task(step, node, State.FAILED, report)
             return
         if not self._has_ended(node):  # else its end was told before its result was lost
-            at = utc(report.at + wait_seconds)
+            at = later(utc(report.at), wait_seconds)
             retrying = self._advance(node, State.RETRYING, report.at, report.attempt, error=report.error, next_attempt_at=at)
             step.changes.append(retrying)
         self._waiting.add(report.index)

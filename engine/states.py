@@ -5,7 +5,7 @@ Everything that affects which state follows which lives in this file. Pure: time
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -136,7 +136,15 @@ def utc(seconds: float) -> datetime:
 
     Never a whole second: encoders leave an all-zero fraction out, and our contract promises microseconds.
     """
-    moment = datetime.fromtimestamp(seconds, UTC)
+    return _not_whole(datetime.fromtimestamp(seconds, UTC))
+
+
+def later(moment: datetime, seconds: float) -> datetime:
+    """``seconds`` after ``moment``, to the microsecond: sums of seconds since the epoch are off by one now and then."""
+    return _not_whole(moment + timedelta(seconds=seconds))
+
+
+def _not_whole(moment: datetime) -> datetime:
     return moment if moment.microsecond else moment.replace(microsecond=1)
 
 

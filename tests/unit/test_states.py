@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -27,6 +27,7 @@ from engine.states import (
     follow,
     is_ownership,
     is_scheduled,
+    later,
     read,
     type_of,
     utc,
@@ -225,3 +226,11 @@ def test_values_without_json_are_refused() -> None:
     assert encode({"a": (1, AT)}) == b'{"a":[1,"2026-02-03T04:05:06.000007Z"]}'
     with pytest.raises(TypeError):
         encode(object())
+
+
+@given(st.floats(0, 4e9), st.floats(0, 1e6))
+def test_a_later_moment_is_exact_and_never_a_whole_second(seconds: float, wait_seconds: float) -> None:
+    moment = later(utc(seconds), wait_seconds)
+    assert abs(moment - utc(seconds) - timedelta(seconds=wait_seconds)) <= timedelta(microseconds=1)
+    assert moment.microsecond
+    assert later(utc(1795453088.45434), 0.05) == utc(1795453088.45434) + timedelta(seconds=0.05)
