@@ -48,6 +48,7 @@ class Cluster:
         self._client: Client | None = None
         self._comm: Any = None
         self._token = ""
+        self._is_lost = False
         self._owned: dict[int, int] = {}
         self._on_reports: OnReports = lambda reports: None
         self._on_reset: Callable[[], None] = lambda: None
@@ -160,7 +161,6 @@ class Cluster:
         fire_and_forget(client.map(warm_up, range(_WARM_UP_CALLS), pure=False))
         self._client = client
         self._adopt(client)
-        self.trouble = ""
 
     def _adopt(self, client: Client) -> None:
         self._comm = client.scheduler_comm
@@ -169,6 +169,8 @@ class Cluster:
         self._comm.recent_message_log = deque(maxlen=1)
         for partition, epoch in self._owned.items():
             self._send({"op": "engine-own", "app": self._app, "partition": partition, "epoch": epoch})
+        self.trouble = ""
+        self._is_lost = False
 
     def _hear(self, event: bytes) -> None:
         self._on_reports(decode_reports(event))
@@ -198,10 +200,11 @@ class Cluster:
             await asyncio.sleep(_WATCH_SECONDS)
             try:
                 await self._check()
-            except DaskUnavailable as error:
+            except Exception as error:  # DaskUnavailable, or what distributed raises while it breaks: looked at again
                 if not self.trouble:
                     logger.warning("lost the Dask scheduler; open runs wait for it", dask=self.address, error=str(error))
-                self.trouble = str(error)
+                self.trouble = str(error) or repr(error)
+                self._is_lost = True
 
     async def _check(self) -> None:
         client = self._client
@@ -224,9 +227,9 @@ class Cluster:
             await client.close(timeout=2)
             await self._connect()
             self._say_back()
-        elif comm is not self._comm:
+        elif comm is not self._comm or self._is_lost:
+            # The same scheduler, after a while without an answer: what we sent meanwhile may not have come through.
             self._adopt(client)
-            self.trouble = ""
             self._say_back()
 
     def _say_back(self) -> None:

@@ -84,11 +84,6 @@ class Dispatcher:
         self._wirer = Wirer(flows, settings.inline_result_bytes)
         self._timers: set[asyncio.TimerHandle] = set()
 
-    @property
-    def open_runs(self) -> int:
-        """Runs this engine knows of that have not ended."""
-        return sum(len(ledger.runs) for ledger in self._ledgers.values())
-
     async def start(self) -> None:
         """Connect to the cluster, join the group. Raises DaskUnavailable, KafkaUnavailable or TopicError."""
         await self._executor.start(self._on_reports, self._on_reset)
@@ -100,8 +95,7 @@ class Dispatcher:
             admitting = group.create_task(self._admit(), name="engine-admit")
             while not self._is_stopping:
                 records = await self._source.poll(timeout_seconds=_POLL_SECONDS, max_records=self._settings.poll_records)
-                for record in records:
-                    await self._take(record)
+                await self._take_all(records)
                 if self._waitlist.ready:
                     self._wake.set()
                 self._regulate()
@@ -157,7 +151,7 @@ class Dispatcher:
         committed = await self._source.committed(partition)
         in_window = await self._source.offset_at(partition, window_ms)
         # The window's ids must be known before a run may be called new; the committed offset may be younger than that.
-        ledger.next_offset = min(committed or 0, committed or 0 if in_window is None else in_window)
+        ledger.next_offset = (committed or 0) if in_window is None else min(committed or 0, in_window)
         self._ledgers[number] = ledger
         logger.debug("partition taken over", partition=number, epoch=position.offset, reads_from=ledger.next_offset)
         return ledger
@@ -170,10 +164,21 @@ class Dispatcher:
             del self._driven[run_id]
         self._waitlist.drop(number)
 
-    async def _take(self, record: Record) -> None:
-        ledger = self._ledgers.get(record.partition)
-        if ledger is None:
-            return  # prefetched before the partition was lost
+    async def _take_all(self, records: Sequence[Record]) -> None:
+        anew: set[int] = set()
+        for record in records:
+            number = record.partition
+            ledger = self._ledgers.get(number)
+            if ledger is None or number in anew:
+                continue  # read before the partition was lost, or taken over anew: the ledger would have a gap
+            self._take(ledger, record)
+            if ledger.is_usurped:
+                logger.warning("partition was taken over by another engine and came back", partition=number)
+                self._drop(number)
+                self._source.seek((self._topic, number), (await self._take_over(number)).next_offset)
+                anew.add(number)
+
+    def _take(self, ledger: Ledger, record: Record) -> None:
         was_recovered = ledger.is_recovered
         ce_type = type_of(record.headers)
         if is_ownership(ce_type):
@@ -182,12 +187,7 @@ class Dispatcher:
             ledger.skip(record.offset)  # what we wrote ourselves comes by again; what others write is void
         else:
             self._read(ledger, record, was_recovered)
-        if ledger.is_usurped:
-            logger.warning("partition was taken over by another engine and came back", partition=record.partition)
-            self._drop(record.partition)
-            again = await self._take_over(record.partition)
-            self._source.seek((self._topic, record.partition), again.next_offset)
-        elif not was_recovered and ledger.is_recovered:
+        if not was_recovered and ledger.is_recovered:
             if ledger.runs:
                 logger.info("going on with open runs", partition=record.partition, runs=len(ledger.runs))
             for run in ledger:

@@ -113,7 +113,7 @@ class AppUnderTest:
     @property
     def open_runs(self) -> int:
         """Runs this engine knows of that have not ended."""
-        return self.app._dispatcher.open_runs
+        return sum(len(ledger.runs) for ledger in self.app._dispatcher._ledgers.values())
 
     async def close(self) -> None:
         """Free everything; twice does no harm."""

@@ -16,6 +16,7 @@ from engine.executor import Call, Report, Submission
 from engine.flows import Flow
 from engine.graph import wire
 from engine.runs import FlowRun
+from engine.scheduler import NAME
 from engine.states import State, StateChange, utc
 from tests.integration import flows_graphs as flows
 from tests.integration.dask_under_test import scheduler_holds
@@ -246,3 +247,27 @@ async def test_a_failed_task_is_no_trouble_of_the_cluster(owners: Owners) -> Non
     await eventually(lambda: len(owner.ended()) == 2)
     await scheduler_holds(owners.address)
     assert owner.cluster.trouble == ""
+
+
+async def test_a_scheduler_that_did_not_answer_for_a_while_is_used_again(owners: Owners) -> None:
+    """One lost answer must not keep runs from beginning for ever."""
+    owner = await owners.start(epoch=1)
+
+    def break_down(dask_scheduler: Any) -> None:
+        async def fail() -> None:
+            raise TimeoutError("too busy")
+
+        dask_scheduler.plugins[NAME].answer = dask_scheduler.handlers["engine_token"]
+        dask_scheduler.handlers["engine_token"] = fail
+
+    def mend(dask_scheduler: Any) -> None:
+        dask_scheduler.handlers["engine_token"] = dask_scheduler.plugins[NAME].answer
+
+    async with Client(owners.address, asynchronous=True, set_as_default=False) as client:
+        await client.run_on_scheduler(break_down)
+        await eventually(lambda: "too busy" in owner.cluster.trouble)
+        await client.run_on_scheduler(mend)
+        await eventually(lambda: not owner.cluster.trouble)
+    assert owner.resets == 1
+    owner.submit(calls_of(flows.one, b'{"value": 1}'))
+    await eventually(lambda: bool(owner.ended()))
