@@ -128,6 +128,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
     def update_graph(self, scheduler: Scheduler, *, client: str, keys: set[Any], **_: Any) -> None:
         """Take over the keys of runs that ``client`` owns, drop the others; before any of them reaches a worker."""
         ours: list[str] = []
+        wanted: list[tuple[str, str, _Held]] = []
         for key in keys:
             run_id = run_of(key) if isinstance(key, str) else None
             if run_id is None:
@@ -136,12 +137,10 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
             held = self._runs.get(run_id)
             if held is not None and held.client == client:
                 held.keys.add(key)
-        wanted = [key for key in ours if (run := self._runs.get(run_of(key) or "")) and run.client == client]
-        if wanted:
-            scheduler.client_desires_keys(wanted, _HOLDER)
-        for key in wanted:
-            run_id = run_of(key) or ""
-            if self._runs[run_id].shared == key:
+                wanted.append((key, run_id, held))
+        scheduler.client_desires_keys([key for key, _, _ in wanted], _HOLDER)
+        for key, run_id, held in wanted:
+            if held.shared == key:
                 self._share(run_id, key)
         # The submitter's own wish goes: what is held lives on without it, what is stale loses its only reason to run.
         scheduler.client_releases_keys(ours, client)
