@@ -6,9 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.errors import EngineError
+    from engine.durable import now, random, sleep, wait_for_event
+    from engine.errors import EngineError, EventTimeout, TaskCrashed, TaskFailed
     from engine.events import Event
     from engine.flows import flow, on
+    from engine.handles import Handle, MapHandle, unmapped
     from engine.retries import Retry, exponential, fixed, jittered
     from engine.states import Failure, State, StateChange
     from engine.subscriber import Subscription, subscribe
@@ -20,6 +22,14 @@ __all__ = [
     "on",
     "task",
     "Event",
+    "unmapped",
+    "Handle",
+    "MapHandle",
+    # Wait, in an async flow.
+    "sleep",
+    "wait_for_event",
+    "now",
+    "random",
     # Say what happens when a task fails.
     "Retry",
     "exponential",
@@ -32,6 +42,9 @@ __all__ = [
     "State",
     "Failure",
     # What anything here may raise.
+    "TaskFailed",
+    "TaskCrashed",
+    "EventTimeout",
     "EngineError",
 ]
 
@@ -41,6 +54,13 @@ _HOMES = {
     "on": "engine.flows",
     "task": "engine.tasks",
     "Event": "engine.events",
+    "unmapped": "engine.handles",
+    "Handle": "engine.handles",
+    "MapHandle": "engine.handles",
+    "sleep": "engine.durable",
+    "wait_for_event": "engine.durable",
+    "now": "engine.durable",
+    "random": "engine.durable",
     "Retry": "engine.retries",
     "exponential": "engine.retries",
     "fixed": "engine.retries",
@@ -50,6 +70,9 @@ _HOMES = {
     "StateChange": "engine.states",
     "State": "engine.states",
     "Failure": "engine.states",
+    "TaskFailed": "engine.errors",
+    "TaskCrashed": "engine.errors",
+    "EventTimeout": "engine.errors",
     "EngineError": "engine.errors",
 }
 

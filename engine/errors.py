@@ -64,6 +64,48 @@ class WiringError(EngineError):
         return f"task {self.task}: {self.cause}. {self.remedy}"
 
 
+class TooManyTasks(EngineError):
+    """Raised when a run makes more tasks than ``max_run_tasks`` allows. The flow run ends FAILED; what ran is told."""
+
+    def __init__(self, run_id: str, limit: int) -> None:
+        super().__init__(run_id, limit)
+        self.run_id, self.limit = run_id, limit
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id} has made {self.limit:,} tasks and asks for more: does it start tasks without end? "
+            "Where it is meant to be so large, raise max_run_tasks."
+        )
+
+
+class FlowChanged(EngineError):
+    """Raised when a flow, run again for a run that is open, makes other calls than before. The flow run ends CRASHED."""
+
+    def __init__(self, flow: str, recorded: str, replayed: str) -> None:
+        super().__init__(flow, recorded, replayed)
+        self.flow, self.recorded, self.replayed = flow, recorded, replayed
+
+    def __str__(self) -> str:
+        return (
+            f"the flow {self.flow} makes other calls than when this run began. Recorded: {self.recorded}. Now: {self.replayed}. "
+            "Give a changed flow a new name while runs are open, and take what may vary (time, chance, files) from tasks."
+        )
+
+
+class FlowBlocked(EngineError):
+    """Raised inside a flow that computes or waits for too long by itself, while others wait. The flow run ends FAILED."""
+
+    def __init__(self, flow: str, seconds: float) -> None:
+        super().__init__(flow, seconds)
+        self.flow, self.seconds = flow, seconds
+
+    def __str__(self) -> str:
+        return (
+            f"the flow {self.flow} ran for {self.seconds:g} s without awaiting anything, and every other flow waited for it. "
+            "A flow only wires tasks: put the work, the sleep or the request into a task."
+        )
+
+
 class EventError(EngineError):
     """Raised when an event cannot be read or bound. Its record goes to the dead-letter topic with ``reason``.
 
@@ -208,6 +250,28 @@ class ResultStuck(EngineError):
             f"the result of task {self.task}, a {self.type}, cannot be pickled and so cannot leave its worker: {self.cause}. "
             "Return plain data; open what holds a lock, a file or a connection in the task that uses it."
         )
+
+
+class TaskCrashed(EngineError):
+    """Raised where a task is waited for that the infrastructure has failed. A run that lets it through ends CRASHED."""
+
+    def __init__(self, type: str, message: str, traceback: str) -> None:
+        super().__init__(type, message, traceback)
+        self.type, self.message, self.traceback = type, message, traceback
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}"
+
+
+class EventTimeout(EngineError):
+    """Raised in a flow whose ``wait_for_event`` found no event in time. A run that lets it through ends FAILED."""
+
+    def __init__(self, topic: str, timeout_seconds: float) -> None:
+        super().__init__(topic, timeout_seconds)
+        self.topic, self.timeout_seconds = topic, timeout_seconds
+
+    def __str__(self) -> str:
+        return f"no event that matches came on the topic {self.topic} within {self.timeout_seconds:g} s"
 
 
 class TaskTimeout(EngineError):

@@ -71,6 +71,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: How long a result that did not travel stays on the cluster after its run has ended.
     result_ttl_seconds: float = 600.0
 
+    #: Tasks that one run may have.
+    max_run_tasks: int = 100_000
+    #: About how many elements of maps one run has on the cluster at a time.
+    map_window: int = 2_000
+    #: How long a flow may compute without awaiting or returning, while every other flow waits for it.
+    flow_timeout_seconds: float = 10.0
+
     #: DEBUG, INFO, WARNING or ERROR.
     log_level: str = "INFO"
 
