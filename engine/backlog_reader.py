@@ -59,6 +59,9 @@ class BacklogReader:
             found = await asyncio.gather(*(self._source.offset_at(place, cohort.since_ms) for place in assigned))
             starts = {n: at for (_, n), at in zip(assigned, found, strict=True)}
             cohort.offsets = {n: ends.get(n, 0) if at is None else at for n, at in starts.items()}
+            if all(at is None or at >= self._recent.origins.get(n, 0) for n, at in starts.items()):
+                # Said now: a cohort whose waits all end on the way never gets to the tail to say it there.
+                self._recent.learn(cohort.since_ms)
         return {place: cohort.offsets.get(place[1], 0) for place in assigned}
 
     def _turn_to(self, lacking: Sequence[int], offsets: Mapping[int, int]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from aiokafka import AIOKafkaProducer
 
 from engine import topic_watcher
 from engine.broker import Broker, Outgoing, Source
@@ -16,6 +17,7 @@ from engine.errors import EngineError, KafkaUnavailable
 from engine.event_waits import Wait
 from engine.event_watcher import EventWatcher
 from engine.events import Event, Position, RawEvent, to_headers
+from engine.kafka import KafkaBroker
 from tests.contract.under_test import Log
 from tests.waiting import eventually
 
@@ -282,8 +284,7 @@ class TestKeepingOn:
 
     async def test_user_code_does_not_hold_up_closing(self, log: Log) -> None:
         """Nor is anybody told what it finds afterwards."""
-        watch, may_end = Watch(log.broker), asyncio.Event()
-        began = asyncio.Event()
+        may_end, began = asyncio.Event(), asyncio.Event()
 
         async def blocked(work: Callable[[], Any]) -> Any:
             began.set()
@@ -323,22 +324,45 @@ class TestKeepingOn:
         await eventually(lambda: not watch.watcher.trouble)
         await watch.watcher.close()
 
-    async def test_nobody_waits_for_a_record_that_will_never_come(self, log: Log, watch: Watch) -> None:
-        """Looking back ends where the log ends, be its last offset a transaction's marker."""
-        if not hasattr(log.broker, "_connection"):
-            pytest.skip("the log in memory has no transactions")
-        from aiokafka import AIOKafkaProducer
+    async def test_memory_answers_waits_that_look_back_a_little(self, log: Log) -> None:
+        """After one has looked into the log, no other opens a reader of its own."""
+        broker = Unsteady(log.broker)
+        watch = Watch(broker)
+        topic = await log.topic(2)
+        await watch.ready(topic, log)
+        watch.add(topic, "far", where=has_id("1"))
+        await log.write(event(topic, "1"))
+        await eventually(lambda: watch.found.get("far"))
+        since_ms = await next_millisecond()
+        await log.write(event(topic, "2", partition=1), event(topic, "3"))
+        watch.add(topic, "first", where=has_id("2"), since_ms=since_ms)
+        await eventually(lambda: watch.found.get("first"))
+        sources = broker.sources
+        for n in range(20):
+            watch.add(topic, f"{n}", where=has_id(f"{2 + n % 2}"), since_ms=since_ms)
+            await eventually(lambda n=n: watch.found.get(f"{n}"))
+        assert broker.sources == sources
+        await watch.watcher.close()
 
+
+class TestOnKafkaAlone:
+    async def test_looking_back_ends_where_the_log_ends_be_it_with_a_marker(
+        self, kafka_broker: KafkaBroker, kafka: str
+    ) -> None:
+        """A transaction's marker has an offset that no record ever brings."""
+        log, watch = Log(kafka_broker), Watch(kafka_broker)
         topic = await log.topic(1)
-        servers = log.broker._connection.settings.kafka
-        async with AIOKafkaProducer(bootstrap_servers=servers, transactional_id=topic) as producer, producer.transaction():
-            out = event(topic, "1")
-            await producer.send_and_wait(topic, b"{}", headers=list(out.headers), partition=0)
+        headers = list(event(topic, "1").headers)
+        producer = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=topic)
+        async with producer, producer.transaction():
+            await producer.send_and_wait(topic, b"{}", headers=headers, partition=0)
         watch.add(topic, type="other")
         watch.add(topic, "probe", where=has_id("1"))
         await eventually(lambda: watch.found.get("probe"))
         await log.write(event(topic, "2", type="other"))
         await eventually(lambda: watch.found.get("w"))
+        await watch.watcher.close()
+        await log.close()
 
 
 class Unsteady:
@@ -347,11 +371,14 @@ class Unsteady:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self.is_away = False
+        #: How many were made.
+        self.sources = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._broker, name)
 
     def source(self, *topics: Any, **options: Any) -> Any:
+        self.sources += 1
         return _UnsteadySource(self, self._broker.source(*topics, **options))
 
 
