@@ -209,6 +209,37 @@ class TestFinding:
         await eventually(lambda: watch.found.get("w"))
         assert watch.found["w"].id == "1"
 
+    async def test_no_event_is_left_out_and_none_offered_twice(
+        self, log: Log, watch: Watch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between log, memory and what comes, while memory is so small that it moves on under those who are brought up."""
+        monkeypatch.setattr(topic_watcher, "RECENT_EVENTS", 7)
+        topic = await log.topic(3)
+        sink = await log.sink()
+        offered: dict[str, list[Position | None]] = {}
+
+        def where(wait_id: str) -> Callable[[RawEvent], bool]:
+            def look(found: RawEvent) -> bool:
+                offered.setdefault(wait_id, []).append(found.position)
+                return found.type == "end"
+
+            return look
+
+        written: list[Position] = []
+        for n in range(60):
+            written += await sink.write([event(topic, f"{n}", partition=n * m % 3) for m in range(1 + n % 9)])
+            watch.add(topic, f"{n}", where=where(f"{n}"))
+        for partition in range(3):
+            written += await sink.write([event(topic, "end", type="end", partition=partition)])
+        await eventually(lambda: len(watch.found) == 60)
+        for n in range(60):
+            for partition in range(3):
+                mine = [at.offset for at in offered[f"{n}"] if at is not None and at.partition == partition]
+                assert mine == list(range(len(mine)))
+            last = offered[f"{n}"][-1]
+            assert last == watch.found[f"{n}"].position
+            assert last in written[-3:]
+
     async def test_two_thousand_waits_each_for_its_own_event(self, log: Log, watch: Watch) -> None:
         """Some events are in the log before their wait, some come while it is brought up, some later."""
         topic = await log.topic(4)
