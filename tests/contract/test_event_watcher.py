@@ -313,6 +313,27 @@ class TestKeepingOn:
             await eventually(lambda: not [t for t in asyncio.all_tasks() if "waits for" in t.get_name()])
         await watch.watcher.close()
 
+    async def test_what_a_dropped_wait_finds_is_not_told_to_another_with_its_id(self, log: Log) -> None:
+        """It is dropped, and its id used anew, while user code looks at the event."""
+        may_end, began = asyncio.Event(), asyncio.Event()
+
+        async def slow(work: Callable[[], Any]) -> Any:
+            began.set()
+            await may_end.wait()
+            return work()
+
+        watch = Watch(log.broker, run_user_code=slow)
+        topic = await log.topic(1)
+        await log.write(event(topic, "1"))
+        watch.add(topic)
+        await began.wait()
+        watch.add(topic, where=has_id("2"))
+        may_end.set()
+        await log.write(event(topic, "2"))
+        await eventually(lambda: watch.found.get("w"))
+        assert watch.found["w"].id == "2"
+        await watch.watcher.close()
+
     async def test_user_code_does_not_hold_up_closing(self, log: Log) -> None:
         """Nor is anybody told what it finds afterwards."""
         may_end, began = asyncio.Event(), asyncio.Event()
@@ -380,9 +401,9 @@ class TestOnKafkaAlone:
     async def test_looking_back_ends_where_the_log_ends_be_it_with_a_marker(
         self, kafka_broker: KafkaBroker, kafka: str
     ) -> None:
-        """A transaction's marker has an offset that no record ever brings."""
+        """A transaction's marker has an offset that no record ever brings; other partitions do not wait for it."""
         log, watch = Log(kafka_broker), Watch(kafka_broker)
-        topic = await log.topic(1)
+        topic = await log.topic(2)
         headers = list(event(topic, "1").headers)
         producer = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=topic)
         async with producer, producer.transaction():
@@ -390,7 +411,7 @@ class TestOnKafkaAlone:
         watch.add(topic, type="other")
         watch.add(topic, "probe", where=has_id("1"))
         await eventually(lambda: watch.found.get("probe"))
-        await log.write(event(topic, "2", type="other"))
+        await log.write(event(topic, "2", type="other", partition=1))
         await eventually(lambda: watch.found.get("w"))
         await watch.watcher.close()
         await log.close()
