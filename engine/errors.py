@@ -320,3 +320,14 @@ class RunTimeout(EngineError):
 
     def __str__(self) -> str:
         return f"run {self.run_id} has not ended within {self.timeout_seconds:g} s; it goes on. Watch it again."
+
+
+class EventWaitError(EngineError):
+    """Raised in a flow that waits for an event when its wait cannot go on, e.g. for a ``where`` that raises."""
+
+    def __init__(self, topic: str, cause: str, remedy: str) -> None:
+        super().__init__(topic, cause, remedy)
+        self.topic, self.cause, self.remedy = topic, cause, remedy
+
+    def __str__(self) -> str:
+        return f"cannot wait for an event of topic {self.topic}: {self.cause}. {self.remedy}"
