@@ -15,6 +15,7 @@ from typing import Any
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from engine.attachments import DETACH, KEYS, Attachments
 from engine.executor import Report, decode_reports, encode_reports, run_of
 from engine.states import Failure, State
 
@@ -68,6 +69,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.scheduler: Scheduler
+        self._attachments: Attachments
         #: Tells an engine whether it talks to the scheduler it knows.
         self.token = ""
         self._owners: dict[tuple[str, int], tuple[int, str]] = {}
@@ -80,6 +82,9 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self.scheduler = scheduler
         self.token = os.urandom(8).hex()
         scheduler.handlers["engine_token"] = self.tell_token
+        self._attachments = Attachments(scheduler, self._runs)
+        scheduler.handlers[KEYS] = self._attachments.tell_keys
+        scheduler.stream_handlers[DETACH] = self._attachments.detach
         scheduler.stream_handlers.update(
             {
                 "engine-own": self.own,
@@ -89,6 +94,10 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "engine-release": self.release,
             }
         )
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        """Called by the scheduler: a client is gone."""
+        self._attachments.remove_client(client)
 
     async def tell_token(self) -> tuple[str, str]:
         """Answers which life of the plugin this is, and which release of the engine it belongs to."""
@@ -119,6 +128,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
                 # Left by another run of this id (its log was cleared, or it belonged to another app): where Dask has a
                 # result it runs nothing, and nobody would ever report one.
                 self._let_go(run_id)
+                self._attachments.begin(run_id)
                 held = self._runs[run_id] = _Held(slot, client)
             held.shared = shared or held.shared
             if held.reports:
@@ -139,6 +149,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
                 held.keys.add(key)
                 wanted.append((key, run_id, held))
         scheduler.client_desires_keys([key for key, _, _ in wanted], _HOLDER)
+        self._attachments.restore(key for key, _, _ in wanted)
         for key, run_id, held in wanted:
             if held.shared == key:
                 self._share(run_id, key)
@@ -178,6 +189,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         for key in keys:
             held.reports.pop(int(key.rpartition("-")[2]), None)
         self._drop(held.keys.intersection(keys), run_id if held.shared in keys else None)
+        self._attachments.lift(held.keys.intersection(keys))
         held.keys.difference_update(keys)
 
     def release(self, client: str, run_id: str, keep_seconds: float) -> None:
@@ -186,6 +198,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         if held is None or held.client != client:
             return
         del self._runs[run_id]
+        self._attachments.end(run_id)
         if held.shared is None or keep_seconds <= 0:
             self._drop(held.keys, run_id if held.shared else None)
             return

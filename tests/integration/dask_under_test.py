@@ -131,4 +131,5 @@ def _look(dask_scheduler: Scheduler) -> dict[str, list[str]]:
         "clients": [client for client in wanted if client != "fire-and-forget"],
         "variables": list(dask_scheduler.extensions["variables"].variables),
         "runs": list(dask_scheduler.plugins[NAME]._runs),
+        "attached": list(dask_scheduler.plugins[NAME]._attachments._attached),
     }
