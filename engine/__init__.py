@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from engine.flows import flow, on
     from engine.handles import Handle, MapHandle, unmapped
     from engine.retries import Retry, exponential, fixed, jittered
+    from engine.sharing import Attached, attach
     from engine.states import Failure, State, StateChange
     from engine.subscriber import Subscription, subscribe
     from engine.tasks import task
@@ -41,6 +42,9 @@ __all__ = [
     "StateChange",
     "State",
     "Failure",
+    # Share its futures while it runs.
+    "attach",
+    "Attached",
     # What anything here may raise.
     "TaskFailed",
     "TaskCrashed",
@@ -67,6 +71,8 @@ _HOMES = {
     "jittered": "engine.retries",
     "subscribe": "engine.subscriber",
     "Subscription": "engine.subscriber",
+    "attach": "engine.sharing",
+    "Attached": "engine.sharing",
     "StateChange": "engine.states",
     "State": "engine.states",
     "Failure": "engine.states",

@@ -92,7 +92,7 @@ class Driver:
     async def start(self, ledgers: Mapping[int, Ledger]) -> None:
         """Connect to the cluster. ``ledgers`` are those of the partitions owned, by number. Raises DaskUnavailable."""
         self._ledgers = ledgers
-        await self._events.start(self._on_event)
+        self._events.start(self._on_event)
         await self._executor.start(self._on_reports, self._on_reset)
 
     async def run(self) -> None:

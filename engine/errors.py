@@ -274,6 +274,47 @@ class EventTimeout(EngineError):
         return f"no event that matches came on the topic {self.topic} within {self.timeout_seconds:g} s"
 
 
+class ResultTooLarge(EngineError):
+    """Raised on a worker for a result that the result store does not take. Nothing was written; a failed attempt."""
+
+    def __init__(self, task: str, size: int, limit: int) -> None:
+        super().__init__(task, size, limit)
+        self.task, self.size, self.limit = task, size, limit
+
+    def __str__(self) -> str:
+        return (
+            f"the result of task {self.task} takes at least {self.size:,} bytes, the result store takes {self.limit:,}. "
+            "Write the data somewhere in the task and return where it is, or raise max_result_bytes."
+        )
+
+
+class ResultMissing(EngineError):
+    """Raised when the result store has no such result. The engine runs the task again; a reader finds it gone."""
+
+    exit_code = 3
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(ref)
+        self.ref = ref
+
+    def __str__(self) -> str:
+        return (
+            f"no result {self.ref}: its task has not ended, or its run was deleted. "
+            "Is `results` the same setting here as where the task ran? Run the flow again to have it anew."
+        )
+
+
+class ResultStoreError(EngineError):
+    """Raised when the result store cannot be written or read. On a worker a failed attempt; correct what is named."""
+
+    def __init__(self, ref: str, cause: str, remedy: str) -> None:
+        super().__init__(ref, cause, remedy)
+        self.ref, self.cause, self.remedy = ref, cause, remedy
+
+    def __str__(self) -> str:
+        return f"result {self.ref}: {self.cause}. {self.remedy}"
+
+
 class TaskTimeout(EngineError):
     """Raised inside a task that ran longer than its ``timeout_seconds``. It counts as a failed attempt."""
 

@@ -29,6 +29,8 @@ REFUSED = "engine-refused"
 #: Engine, scheduler and workers exchange pickled values of ours: they must be of one release.
 VERSION = version("kafka-dask-engine")
 #: The pseudo-client in whose name the plugin holds keys, so that they outlive the engine that submitted them.
+#: What engine.sharing asks.
+KEYS = "engine_keys"
 _HOLDER = "engine-runs"
 #: A task that never ends. What is not to run yet depends on it.
 _GATE = "engine-gate"
@@ -85,6 +87,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self.scheduler = scheduler
         self.token = os.urandom(8).hex()
         scheduler.handlers["engine_token"] = self.tell_token
+        scheduler.handlers[KEYS] = self.tell_keys
         scheduler.stream_handlers.update(
             {
                 "engine-own": self.own,
@@ -98,6 +101,18 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
     async def tell_token(self) -> tuple[str, str, int]:
         """Answers which life of the plugin this is, of which release of the engine, and how many threads the workers have."""
         return self.token, VERSION, self.scheduler.total_nthreads
+
+    async def tell_keys(self, run_id: str, client: str, app: str | None = None) -> dict[str, Any]:
+        """Answers keys and final key of an open run, and notes that ``client`` wants them; nothing for other runs.
+
+        In one step, because the run may end and its keys be gone by the time that the answer is read.
+        """
+        held = self._runs.get(run_id)
+        if held is None or client not in self.scheduler.clients or app not in (None, held.slot[0]):
+            return {}
+        keys = [key for key in held.keys.values() if key in self.scheduler.tasks]
+        self.scheduler.client_desires_keys(keys, client)
+        return {"keys": sorted(keys), "shared": held.shared if held.shared in keys else None}
 
     def own(self, client: str, app: str, partition: int, epoch: int) -> None:
         """``client`` drives the partition from ``epoch`` on."""
@@ -214,11 +229,23 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         if task is not None and call.index in held.keys and task.run_spec is not None:
             self._run_again(task, call, encoded)
             return
+        if task is not None and call.index not in held.keys and task.state in ("memory", "erred"):
+            self._evict(task)
         graph[key] = _task_of(key, call, encoded)
         depth[key] = call.depth
         held.keys[call.index] = key
         if call.is_final:
             held.shared = key
+
+    def _evict(self, task: TaskState) -> None:
+        """Somebody outside has kept it from an earlier run of this id; where Dask has a result, it runs nothing."""
+        for client in [state.client_key for state in task.who_wants or ()]:
+            self.scheduler.client_releases_keys([task.key], client)
+            comm = self.scheduler.client_comms.get(client)
+            if comm is not None and not comm.closed():
+                comm.send({"op": "cancelled-keys", "keys": [task.key]})
+        if self.scheduler.tasks.get(task.key) is task and not task.waiters:
+            self.scheduler.transitions({task.key: "forgotten"}, f"engine-evict-{time.time()}")
 
     def _create(self, graph: dict[str, Task], depth: dict[str, int]) -> None:
         """Make these tasks in one go; at the end of it those that can run are on their way to a worker."""
