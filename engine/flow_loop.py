@@ -39,7 +39,7 @@ class FlowLoop(asyncio.AbstractEventLoop):
             while self._ready:
                 handle = self._ready.popleft()
                 if not handle.cancelled():
-                    handle._run()  # type: ignore[attr-defined]
+                    handle._run()
         finally:
             events._set_running_loop(None)
 

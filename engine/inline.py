@@ -166,8 +166,8 @@ class InlineExecutor:
         entry = self._calls[run_id][index]
         while entry.report is None or entry.report.error is None:
             # It has no value because of a child of its own, or of what it was given.
-            blamed = [*entry.call.dependencies]
-            entry = next(e for key in blamed if await self._has_failed(e := self._calls[run_id][index_of(key)]))
+            needed = [self._calls[run_id][index_of(key)] for key in entry.call.dependencies]
+            entry = [one for one in needed if await self._has_failed(one)][0]
         raise ChildFailed(entry.report)
 
     async def _has_failed(self, entry: _Entry) -> bool:

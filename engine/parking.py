@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from engine.events import Position
@@ -59,6 +61,7 @@ class Parking:
         planned = self._parked.pop(index, None)
         if planned is None:
             return None
+        details: dict[str, Any]
         if error is not None:
             state, details = State.FAILED, {"error": error}
         elif event is not None:

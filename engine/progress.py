@@ -292,9 +292,9 @@ class Progress:
         call = node.call
         if not self._has_ended(node) and call.task:
             told = self._is_async and report.result is not None
-            details = {"result": msgspec.Raw(report.result or b"") if told else ABSENT, "length": report.length}
-            details |= {"result_ref": report.stored, "reason": report.remark}
-            step.changes.append(self._tell(node, State.COMPLETED, report.at, report.attempt, **details))
+            result = msgspec.Raw(report.result or b"") if told else ABSENT
+            details: dict[str, Any] = {"result": result, "length": report.length, "result_ref": report.stored}
+            step.changes.append(self._tell(node, State.COMPLETED, report.at, report.attempt, reason=report.remark, **details))
         lost = next((child for child in report.tail if child in self._valueless), None)
         if lost is not None:
             self._cancel(step, [index, *self.graph.downstream(index)], report.at, self._valueless[lost])

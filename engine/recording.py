@@ -64,7 +64,7 @@ class Recording:
         self._chance = random.Random(run.run_id)  # noqa: S311 - for flows, not for secrets
         self._is_first = True
         # What follows is for async flows alone.
-        self._loop = FlowLoop(flow.name, lambda: self._at, self._set_timer)
+        self._loop = FlowLoop(flow.name, lambda: self._at, self._set_timer)  # type: ignore[abstract]
         self._main: asyncio.Task[Any] | None = None
         self._queue: deque[Feed] = deque()
         self._fed: dict[str, Feed] = {}

@@ -47,7 +47,7 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         self.tracer = Tracer.from_environment("engine-worker")
         self._worker = worker
         self._ended: deque[Report] = deque()
-        self._begun: dict[tuple[str, int], Report] = {}
+        self._begun: dict[tuple[str, str], Report] = {}
         self._is_urgent = False
         self._sharing: object | None = None
         #: Who waits for which key.

@@ -182,7 +182,7 @@ class FlowRun:
             if task.spawned_by is None or (task.state is not None and task.state.is_end):
                 continue
             children.add(index_of_task_run(task_run_id))
-            parent = task.spawned_by
+            parent: str | None = task.spawned_by
             while parent is not None and (index := index_of_task_run(parent)) not in above:
                 above.add(index)
                 known = self.tasks.get(parent)
