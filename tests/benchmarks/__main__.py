@@ -29,7 +29,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None]]] =
     "latency": lambda a: latency(a.runs or 1_000, a.rounds, a.events, packed=a.packed),
     "depth": lambda a: depth(a.rounds, known=a.known),
     "flat": lambda a: flat(a.runs or 50_000, packed=a.packed, dedup_window_seconds=a.dedup_window_seconds),
-    "profile": lambda a: profile(a.runs or 3_000, packed=a.packed),
+    "profile": lambda a: profile(a.runs or 5_000, packed=a.packed, sampled=a.sampled),
 }
 
 
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--maps", type=int, default=4, help="maps a round, for wide")
     parser.add_argument("--events", type=int, default=1_000, help="events a round at most, for latency")
     parser.add_argument("--packed", action="store_true", help="packed runs, for latency, flat and profile")
+    parser.add_argument("--sampled", action="store_true", help="for profile: samples instead of every call")
     parser.add_argument("--known", action="store_true", help="for depth: the length is known when the event comes")
     parser.add_argument("--dedup-window-seconds", type=float, default=60.0, help="the engine's setting, for flat")
     arguments = parser.parse_args()

@@ -16,6 +16,7 @@ async def flat(runs: int, *, packed: bool, dedup_window_seconds: float) -> None:
     kind = "packed" if packed else "one"
     async with stack(packed=packed, environment=environment) as running, engine_alone(running) as engine:
         meter = Meter(running.pids)
+        await engine.run(kind, 21, 100)  # makes the connections
         print(f"\n{'packed ' if packed else ''}one-task runs, {_ROUND:,} at a time, dedup window {dedup_window_seconds:g} s")
         print(f"{'':10} {'':9} {'CPU, ms a run':^50} {'RSS, MiB':^20}")
         print(f"{'runs':>10} {'runs/s':>9} " + "".join(f"{part:>10}" for part in _PARTS) + f"{'engine':>10}{'scheduler':>10}")

@@ -42,11 +42,12 @@ class Stack(msgspec.Struct, frozen=True):
 
 @contextlib.asynccontextmanager
 async def stack(
-    *, packed: bool = False, profiled: bool = False, environment: Mapping[str, str] | None = None
+    *, packed: bool = False, profiled: str = "", environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[Stack]:
     """The stack as ``engine dev`` starts it: two workers of two threads, one engine.
 
-    ``packed`` gives the engine the packed flow, too; ``profiled`` starts it under tests.benchmarks.profiled.
+    ``packed`` gives the engine the packed flow, too; ``profiled`` starts it under tests.benchmarks.profiled, which says
+    what it may be.
     """
     with tempfile.TemporaryDirectory(prefix="engine-bench-") as folder:
         directory = Path(folder)
@@ -63,7 +64,7 @@ async def stack(
             # Before the engine, which leaves topics alone that are there: we want the broker's stamps.
             await broker.ensure_topics(_topics(settings))
             handlers = [HERE / "flows.py", *([HERE / "flows_packed.py"] if packed else [])]
-            program = ["tests.benchmarks.profiled", str(directory / "profile")] if profiled else ["engine"]
+            program = ["tests.benchmarks.profiled", profiled, str(directory / "profile")] if profiled else ["engine"]
             command = [sys.executable, "-m", *program, "run", *map(str, handlers), "--app", "bench", "--log", "json"]
             inner = StackOptions(
                 app="bench",
