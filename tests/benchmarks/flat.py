@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.benchmarks.meters import Meter
+from tests.benchmarks.meters import Meter, load
 from tests.benchmarks.stack import engine_alone, stack
 
 #: Events sent at once: the backlog is part of the engine's memory, and must be the same on every line.
@@ -19,7 +19,11 @@ async def flat(runs: int, *, packed: bool, dedup_window_seconds: float) -> None:
         await engine.run(kind, 21, 100)  # makes the connections
         print(f"\n{'packed ' if packed else ''}one-task runs, {_ROUND:,} at a time, dedup window {dedup_window_seconds:g} s")
         print(f"{'':10} {'':9} {'CPU, ms a run':^50} {'RSS, MiB':^20}")
-        print(f"{'runs':>10} {'runs/s':>9} " + "".join(f"{part:>10}" for part in _PARTS) + f"{'engine':>10}{'scheduler':>10}")
+        print(
+            f"{'runs':>10} {'runs/s':>9} "
+            + "".join(f"{part:>10}" for part in _PARTS)
+            + f"{'engine':>10}{'scheduler':>10}{'load':>7}"
+        )
         done = 0
         for goal in steps(runs):
             count = goal - done
@@ -33,7 +37,7 @@ async def flat(runs: int, *, packed: bool, dedup_window_seconds: float) -> None:
                     cpu[part] += result.cpu[part]
             costs = "".join(f"{cpu[part] / count * 1e3:>10.3f}" for part in _PARTS)
             sizes = "".join(f"{meter.rss_mib(part):>10.1f}" for part in ("engine", "scheduler"))
-            print(f"{done:>10,} {count / seconds:>9.1f} {costs}{sizes}", flush=True)
+            print(f"{done:>10,} {count / seconds:>9.1f} {costs}{sizes}{load():>7}", flush=True)
 
 
 def steps(runs: int) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Coroutine
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -35,8 +36,8 @@ async def main(kafka: str, dask: str) -> None:
     client = await Client(dask, asynchronous=True)
     running: set[asyncio.Task[None]] = set()
 
-    def start(work: Any) -> None:
-        task = asyncio.create_task(work)
+    def start(handling: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(handling)
         running.add(task)
         task.add_done_callback(running.discard)
 
@@ -63,16 +64,16 @@ async def main(kafka: str, dask: str) -> None:
 
     print("ready", flush=True)
     while True:
+        parcel: list[dict[str, Any]] = []
         for records in (await consumer.getmany(timeout_ms=200, max_records=1_000)).values():
-            parcel: list[dict[str, Any]] = []
             for record in records:
                 event = json.loads(record.value)
                 if event["type"] == "parcel":
                     parcel.append(event)
                 else:
                     start(handle(event))
-            for begin in range(0, len(parcel), PARCEL):
-                start(handle_parcel(parcel[begin : begin + PARCEL]))
+        for begin in range(0, len(parcel), PARCEL):
+            start(handle_parcel(parcel[begin : begin + PARCEL]))
 
 
 if __name__ == "__main__":

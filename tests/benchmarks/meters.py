@@ -40,3 +40,8 @@ def spent(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, 
 def per_run(cpu: Mapping[str, float], runs: int, parts: tuple[str, ...]) -> str:
     """Milliseconds of CPU a run, in words."""
     return ", ".join(f"{part} {cpu[part] / runs * 1e3:.2f}" for part in parts)
+
+
+def load() -> str:
+    """How much the machine has to do, all in all: what other processes want is noise in every figure."""
+    return f"{os.getloadavg()[0]:.1f}"

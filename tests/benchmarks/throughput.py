@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tests.benchmarks.meters import per_run
+from tests.benchmarks.meters import load, per_run
 from tests.benchmarks.stack import both, stack
 from tests.benchmarks.subjects import Round, Subject
 
@@ -63,7 +63,7 @@ async def contest(title: str, sides: Sequence[Side], rounds: int) -> None:
             result = await side.subject.run(side.kind, side.number, side.count)
             if number:  # the first one warms up
                 found[side.label].append(result)
-    print(f"\n{title}, {rounds} rounds after one that warms up:")
+    print(f"\n{title}, {rounds} rounds after one that warms up; load of the machine {load()}:")
     for side in sides:
         _show(side, found[side.label])
     first, *others = sides
