@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.errors import EngineError
+    from engine.attempts import Attempt, attempt
+    from engine.errors import EngineError, RetryableError, TaskCrashed, TaskFailed, TaskTimeout, TerminalError
     from engine.events import Event
     from engine.flows import flow, on
     from engine.retries import Retry, exponential, fixed, jittered
@@ -25,6 +26,11 @@ __all__ = [
     "exponential",
     "fixed",
     "jittered",
+    "TerminalError",
+    "RetryableError",
+    # Ask, inside a task, which attempt of what it is.
+    "attempt",
+    "Attempt",
     # Hear what became of it.
     "subscribe",
     "Subscription",
@@ -33,6 +39,9 @@ __all__ = [
     "Failure",
     # What anything here may raise.
     "EngineError",
+    "TaskFailed",
+    "TaskTimeout",
+    "TaskCrashed",
 ]
 
 # Imported when first used: a worker or a handler under test needs no Kafka client, and `engine --help` needs nothing.
@@ -45,12 +54,19 @@ _HOMES = {
     "exponential": "engine.retries",
     "fixed": "engine.retries",
     "jittered": "engine.retries",
+    "TerminalError": "engine.errors",
+    "RetryableError": "engine.errors",
+    "attempt": "engine.attempts",
+    "Attempt": "engine.attempts",
     "subscribe": "engine.subscriber",
     "Subscription": "engine.subscriber",
     "StateChange": "engine.states",
     "State": "engine.states",
     "Failure": "engine.states",
     "EngineError": "engine.errors",
+    "TaskFailed": "engine.errors",
+    "TaskTimeout": "engine.errors",
+    "TaskCrashed": "engine.errors",
 }
 
 

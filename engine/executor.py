@@ -73,6 +73,9 @@ class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):
     result: bytes | None = None
     #: Why a result that returns did not travel: "too large" or "not encodable: …".
     kept: str | None = None
+    #: What the error says of another attempt (engine.retries.Verdict).
+    is_final: bool = False
+    retry_after_seconds: float | None = None
 
 
 #: Reports as they travel from worker to scheduler to engine.

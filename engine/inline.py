@@ -23,6 +23,7 @@ class InlineExecutor:
     def __init__(self, threads: int = 4, tracer: Tracer | None = None) -> None:
         self.trouble = ""
         self.address = "inline"
+        self.restarts = False
         self.tracer = tracer or Tracer(None, None, None)
         self._pool = ThreadPoolExecutor(threads, "engine-inline")
         #: Calls by run and index, whether they run, wait or are done.
@@ -79,6 +80,10 @@ class InlineExecutor:
         """See engine.worker.Reporter."""
         self._reports[report.run_id, report.index] = report
         self._loop.call_soon_threadsafe(self._on_reports, [report])
+
+    def stuck(self, report: Report, key: str) -> None:
+        """See engine.worker.Reporter. The thread is lost to us until its code comes back."""
+        self.end(report)
 
     async def _run(self, call: Call, calls: dict[int, asyncio.Task[Any]]) -> Any:
         results = [await asyncio.shield(calls[index]) for index in call.dependencies]

@@ -136,7 +136,9 @@ class Progress:
             self._keep(report)
 
     def _fail(self, step: Step, node: Node, report: Report) -> None:
-        wait_seconds = next_wait_seconds(node.retry, report.attempt)
+        wait_seconds = next_wait_seconds(
+            node.retry, report.attempt, is_final=report.is_final, retry_after_seconds=report.retry_after_seconds
+        )
         if wait_seconds is None:
             self._end_task(step, node, State.FAILED, report)
             return

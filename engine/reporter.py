@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import threading
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +16,10 @@ from distributed import Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 from tornado.ioloop import PeriodicCallback
 
+from engine.deadlines import end_hung_process
 from engine.executor import Call, Report, encode_reports
 from engine.logs import logger
+from engine.restarter import Restarter, owns_process
 from engine.telemetry import Tracer
 from engine.worker import execute, execute_async
 
@@ -41,6 +44,11 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         self.address = worker.address
         self.tracer = Tracer.from_environment("engine-worker")
         self._worker = worker
+        #: Whether a task that cannot be stopped ends this process.
+        self.restarts = owns_process(worker)
+        if self.restarts:
+            end_hung_process()
+        self._restarter = Restarter(worker)
         self._ended: deque[Report] = deque()
         self._begun: dict[tuple[str, int], Report] = {}
         self._is_urgent = False
@@ -73,6 +81,23 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         if report.error is not None or report.result is not None or report.kept is not None:
             self._is_urgent = True  # before it can be seen in the buffer: this is not the event loop's thread
         self._ended.append(report)
+
+    def stuck(self, report: Report, key: str) -> None:
+        """See engine.worker.Reporter: report the task, and start this process anew where it is ours to end."""
+        if self.restarts:
+            self._restarter.begin(key, lambda: self._send_stuck(report))
+        else:
+            self._worker.loop.add_callback(self._send_stuck, report)
+
+    def hold_if_stuck(self, key: str) -> None:
+        """Do not come back with a task that was given up: Dask's worker, which is about to end, knows it no longer."""
+        if self._restarter.has_given_up(key):
+            threading.Event().wait()
+
+    def _send_stuck(self, report: Report) -> None:
+        self._begun.pop((report.run_id, report.index), None)
+        self._flush()
+        self._send([report])
 
     def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
         """Called in the event loop while a task ends, before Dask's own message of it is sent.
@@ -111,7 +136,11 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
 
 def run_call(call: Call, *results: Any) -> Any:
     """The function of every task on the cluster."""
-    return execute(call, results, get_worker().plugins[NAME])
+    plugin: ReportPlugin = get_worker().plugins[NAME]
+    try:
+        return execute(call, results, plugin)
+    finally:
+        plugin.hold_if_stuck(call.key)
 
 
 async def run_async_call(call: Call, *results: Any) -> Any:

@@ -7,22 +7,24 @@ included. Only the death of the process goes unreported; the scheduler notices t
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import pickle
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from types import FrameType
 from typing import Any, Protocol
 
 import cloudpickle
 import structlog
 
+from engine import deadlines
+from engine.attempts import current
+from engine.deadlines import TimeIsOver, run_within
 from engine.errors import ResultStuck, TaskFailed, TaskTimeout
 from engine.executor import Call, Report
 from engine.graph import load
 from engine.logs import run_fields
+from engine.retries import Retry, judge
 from engine.runs import task_run_id_of
 from engine.states import Failure, State, encode
 from engine.tasks import Task, resolve
@@ -33,6 +35,8 @@ _MAX_MESSAGE = 4_096
 _MAX_TRACEBACK = 32_768
 #: Always pickled without a look.
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+#: Their frames are no part of a user's traceback.
+_OWN_FILES = frozenset({__file__, deadlines.__file__})
 
 
 class Reporter(Protocol):
@@ -50,19 +54,27 @@ class Reporter(Protocol):
         """An attempt has ended."""
         ...
 
+    #: Whether ``stuck`` ends this process.
+    restarts: bool
+
+    def stuck(self, report: Report, key: str) -> None:
+        """An attempt has ended while its code goes on in its thread and cannot be stopped; called from another thread."""
+        ...
+
 
 def execute(call: Call, results: Sequence[Any], reporter: Reporter) -> Any:
     """Run a call of a plain function. Raises TaskFailed for whatever user code raised."""
     attempt = _Attempt(call, reporter)
     try:
-        function, args, kwargs = _prepare(call, results)
-        with _Deadline(call):
-            value = function(*args, **kwargs)
+        function, args, kwargs = attempt.prepare(results)
+        value = run_within(call.timeout_seconds, attempt.stuck, function, args, kwargs)
         result, kept = attempt.encode(value)
     except BaseException as error:  # SystemExit too: it must end the task, not the worker; the run ends FAILED
         failed = attempt.failed(error)
     else:
         return attempt.completed(value, result, kept)
+    finally:
+        current.set(None)  # threads are reused
     # Out here it has no context: Dask pickles an error with its context, which may be what does not pickle.
     raise failed
 
@@ -71,7 +83,7 @@ async def execute_async(call: Call, results: Sequence[Any], reporter: Reporter) 
     """Run a call of an ``async def`` function. Raises TaskFailed for whatever user code raised."""
     attempt = _Attempt(call, reporter)
     try:
-        function, args, kwargs = _prepare(call, results)
+        function, args, kwargs = attempt.prepare(results)
         try:
             async with asyncio.timeout(call.timeout_seconds):
                 value = await function(*args, **kwargs)
@@ -94,7 +106,7 @@ def failure_of(error: BaseException) -> Failure:
     except Exception as broken:  # user code in __str__: the report must leave all the same
         message = f"<its text cannot be had: {type(broken).__name__}>"
     frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+    while frames is not None and frames.tb_frame.f_code.co_filename in _OWN_FILES:
         frames = frames.tb_next
     try:
         text = "".join(traceback.format_exception(type(error), error, frames))
@@ -108,10 +120,14 @@ def _sendable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _prepare(call: Call, results: Sequence[Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    target = resolve(call.function)
-    args, kwargs = load(call.arguments, results)
-    return (target.function if isinstance(target, Task) else target), args, kwargs
+def _stack_of(frame: FrameType | None) -> str:
+    """Where code is, as text, without the engine's own frames."""
+    frames: list[FrameType] = []
+    while frame is not None and frame.f_code.co_filename not in _OWN_FILES:
+        frames.append(frame)
+        frame = frame.f_back
+    lines = [traceback.format_stack(at, limit=1)[0] for at in reversed(frames)]
+    return "".join(["It is stuck here (most recent call last):\n", *lines])[-_MAX_TRACEBACK:]
 
 
 def _check_pickles(task: str, value: Any) -> None:
@@ -136,10 +152,21 @@ class _Attempt:
     def __init__(self, call: Call, reporter: Reporter) -> None:
         self._call = call
         self._reporter = reporter
+        self._retry: Retry | None = None
         self._started_at = time.time()
+        current.set((call, self._started_at))
         structlog.contextvars.clear_contextvars()  # threads are reused: what the last task bound must not stay
         structlog.contextvars.bind_contextvars(**run_fields(call.run_id, call.flow, call.traceparent, call.task))
         reporter.begin(self._report(State.RUNNING, self._started_at))
+
+    def prepare(self, results: Sequence[Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """What to call, with what. Raises whatever importing the function and loading its arguments raise."""
+        target = resolve(self._call.function)
+        args, kwargs = load(self._call.arguments, results)
+        if not isinstance(target, Task):
+            return target, args, kwargs
+        self._retry = target.retry
+        return target.function, args, kwargs
 
     def encode(self, value: Any) -> tuple[bytes | None, str | None]:
         """The value as it travels with the report, or why it does not. Raises ResultStuck."""
@@ -157,13 +184,36 @@ class _Attempt:
 
     def failed(self, error: BaseException) -> TaskFailed:
         """Report the end; answers what to raise, which unlike ``error`` always pickles."""
-        if isinstance(error, _TimeIsOver):
-            error = TaskTimeout(self._call.task, self._call.timeout_seconds or 0.0)
+        is_told = isinstance(error, TimeIsOver) and error.is_stuck  # by ``stuck``, before the code came back after all
+        if isinstance(error, TimeIsOver):
+            error = self._timeout().with_traceback(error.__traceback__)
         failure = failure_of(error)
-        self._end(self._report(State.FAILED, time.time(), error=failure))
+        if not is_told:
+            self._end(self._failed(error, failure))
         return TaskFailed(failure.type, failure.message, failure.traceback)
 
+    def stuck(self, frame: FrameType | None) -> None:
+        """Report the end of an attempt whose code cannot be stopped; called by the watchdog."""
+        error = self._timeout(is_stuck=True, is_restarted=self._reporter.restarts)
+        failure = failure_of(error)
+        failure = Failure(failure.type, failure.message, _sendable(_stack_of(frame)) + failure.traceback)
+        report = self._failed(error, failure)
+        self._trace(report)
+        self._reporter.stuck(report, self._call.key)
+
+    def _timeout(self, **details: bool) -> TaskTimeout:
+        return TaskTimeout(self._call.task, self._call.timeout_seconds or 0.0, **details)
+
+    def _failed(self, error: BaseException, failure: Failure) -> Report:
+        verdict = judge(self._retry, error)
+        details = {"is_final": verdict.is_final, "retry_after_seconds": verdict.retry_after_seconds}
+        return self._report(State.FAILED, time.time(), error=failure, **details)
+
     def _end(self, report: Report) -> None:
+        self._trace(report)
+        self._reporter.end(report)
+
+    def _trace(self, report: Report) -> None:
         call = self._call
         if call.task:
             self._reporter.tracer.attempt(
@@ -179,7 +229,6 @@ class _Attempt:
                 worker=report.worker,
                 failure=report.error,
             )
-        self._reporter.end(report)
 
     def _report(self, state: State, at: float, **details: Any) -> Report:
         call = self._call
@@ -192,46 +241,3 @@ class _Attempt:
             return None, f"not encodable: {error}"[:_MAX_MESSAGE]
         limit = self._call.inline_result_bytes
         return (encoded, None) if len(encoded) <= limit else (None, f"too large: {len(encoded):,} bytes")
-
-
-class _Deadline:
-    """Stops the Python code of this thread when the call's time is over, by raising TaskTimeout in it.
-
-    Code that is inside a C call notices when that returns.
-    """
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-        self._thread_id = threading.get_ident()
-        self._lock = threading.Lock()
-        self._is_over = False
-        self._has_fired = False
-        self._timer: threading.Timer | None = None
-
-    def __enter__(self) -> None:
-        if self._call.timeout_seconds is not None:
-            self._timer = threading.Timer(self._call.timeout_seconds, self._fire)
-            self._timer.daemon = True
-            self._timer.start()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None) -> None:
-        if self._timer is None:
-            return
-        self._timer.cancel()
-        with self._lock:
-            self._is_over = True
-            if self._has_fired:
-                # It may not have been raised yet: take it back, so that it cannot hit the next task of this thread.
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), None)
-        if self._has_fired:
-            raise _TimeIsOver
-
-    def _fire(self) -> None:
-        with self._lock:
-            if not self._is_over:
-                self._has_fired = True
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), ctypes.py_object(_TimeIsOver))
-
-
-class _TimeIsOver(BaseException):
-    """Raised inside user code; a BaseException, so that ``except Exception`` in a loop does not swallow it."""
