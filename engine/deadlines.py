@@ -73,8 +73,10 @@ class Watchdog:
         self._reset()
 
     def _reset(self) -> None:
-        #: Everything below, and every exception raised in another thread, is under this lock.
-        self._changed = threading.Condition(threading.Lock())
+        #: Everything below, and every exception raised in another thread, is under this lock. Threads that run code take it by
+        #: itself: a Condition's ``__enter__`` is Python, and an exception that hits it there would leave the lock taken.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         #: As many as threads that run something: few, so they are walked.
         self._watches: set[_Watch] = set()
         self._thread: threading.Thread | None = None
@@ -83,7 +85,7 @@ class Watchdog:
 
     def add(self, watch: _Watch) -> None:
         """Watch from now on."""
-        with self._changed:
+        with self._lock:
             self._watches.add(watch)
             self._arm()
             if self._thread is None:
@@ -94,7 +96,7 @@ class Watchdog:
 
     def remove(self, watch: _Watch) -> None:
         """Watch no longer, and take back what was raised and not yet delivered. Harmless when done twice."""
-        with self._changed:
+        with self._lock:
             self._watches.discard(watch)
             if watch.has_fired:
                 _raise_in_thread(watch.thread, _NOTHING)

@@ -84,7 +84,7 @@ class Restarter:
         stimulus_id = f"engine-restart-{time.time()}"
         try:
             async with asyncio.timeout(_RETIRE_SECONDS):
-                # What was said above goes another way than the calls below, which may not overtake it: the task would run again.
+                # What was said above goes another way than the calls below, which may not overtake it, or it ran again.
                 # (Its effect is in another process: there is no event to wait for.)
                 while not self._given_up.isdisjoint((await scheduler.processing(workers=[address]))[address]):  # noqa: ASYNC110
                     await asyncio.sleep(_ASK_SECONDS)
