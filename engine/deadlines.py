@@ -89,7 +89,7 @@ class Watchdog:
             self._watches.add(watch)
             self._arm()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="engine-deadlines", daemon=True)
+                self._thread = threading.Thread(target=self._watch, name="deadlines-of-engine", daemon=True)
                 self._thread.start()
             elif watch.due_at < self._wakes_at:
                 self._changed.notify()

@@ -96,6 +96,8 @@ async def execute_async(call: Call, results: Sequence[Any], reporter: Reporter) 
         failed = attempt.failed(error)
     else:
         return attempt.completed(value, result, kept)
+    finally:
+        current.set(None)
     raise failed
 
 

@@ -195,7 +195,7 @@ def test_a_mistake_of_who_is_told_leaves_the_other_deadlines_alone(capsys: pytes
 
 def test_many_deadlines_share_one_thread() -> None:
     def count() -> int:
-        return sum(thread.name == "engine-deadlines" for thread in threading.enumerate())
+        return sum(thread.name == "deadlines-of-engine" for thread in threading.enumerate())
 
     def go() -> None:
         for _ in range(100):
