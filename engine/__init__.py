@@ -6,8 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engine.attempts import Attempt, attempt
     from engine.durable import now, random, sleep, wait_for_event
-    from engine.errors import EngineError, EventTimeout, TaskCrashed, TaskFailed
+    from engine.errors import (
+        EngineError,
+        EventTimeout,
+        RetryableError,
+        TaskCrashed,
+        TaskFailed,
+        TaskTimeout,
+        TerminalError,
+    )
     from engine.events import Event
     from engine.flows import flow, on
     from engine.handles import Handle, MapHandle, unmapped
@@ -36,6 +45,11 @@ __all__ = [
     "exponential",
     "fixed",
     "jittered",
+    "TerminalError",
+    "RetryableError",
+    # Ask, inside a task, which attempt of what it is.
+    "attempt",
+    "Attempt",
     # Hear what became of it.
     "subscribe",
     "Subscription",
@@ -47,6 +61,7 @@ __all__ = [
     "Attached",
     # What anything here may raise.
     "TaskFailed",
+    "TaskTimeout",
     "TaskCrashed",
     "EventTimeout",
     "EngineError",
@@ -69,6 +84,10 @@ _HOMES = {
     "exponential": "engine.retries",
     "fixed": "engine.retries",
     "jittered": "engine.retries",
+    "TerminalError": "engine.errors",
+    "RetryableError": "engine.errors",
+    "attempt": "engine.attempts",
+    "Attempt": "engine.attempts",
     "subscribe": "engine.subscriber",
     "Subscription": "engine.subscriber",
     "attach": "engine.sharing",
@@ -80,6 +99,9 @@ _HOMES = {
     "TaskCrashed": "engine.errors",
     "EventTimeout": "engine.errors",
     "EngineError": "engine.errors",
+    "TaskFailed": "engine.errors",
+    "TaskTimeout": "engine.errors",
+    "TaskCrashed": "engine.errors",
 }
 
 

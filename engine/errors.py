@@ -316,14 +316,73 @@ class ResultStoreError(EngineError):
 
 
 class TaskTimeout(EngineError):
-    """Raised inside a task that ran longer than its ``timeout_seconds``. It counts as a failed attempt."""
+    """Raised inside a task that ran longer than its ``timeout_seconds``. It counts as a failed attempt.
 
-    def __init__(self, task: str, timeout_seconds: float) -> None:
-        super().__init__(task, timeout_seconds)
+    Code that cannot be stopped, such as a call into C that waits, fails its task all the same after a short grace;
+    ``is_restarted`` says that its worker process was then started anew. Give such calls a timeout of their own.
+    """
+
+    def __init__(self, task: str, timeout_seconds: float, is_stuck: bool = False, is_restarted: bool = False) -> None:
+        super().__init__(task, timeout_seconds, is_stuck, is_restarted)
         self.task, self.timeout_seconds = task, timeout_seconds
+        self.is_stuck, self.is_restarted = is_stuck, is_restarted
 
     def __str__(self) -> str:
-        return f"task {self.task} ran longer than its timeout of {self.timeout_seconds:g} s"
+        text = f"task {self.task} ran longer than its timeout of {self.timeout_seconds:g} s"
+        if not self.is_stuck:
+            return text
+        what = "the worker process was restarted" if self.is_restarted else "it goes on in its thread"
+        return f"{text} and its code could not be stopped: {what}. Give what it waits for a timeout of its own."
+
+
+class NoAttempt(EngineError):
+    """Raised by ``engine.attempt()`` where no task runs. Nothing was done; ask inside a task and hand the answer on."""
+
+    def __str__(self) -> str:
+        return (
+            "attempt() was asked for outside a running task: in a flow, at import, or in a thread that a task started. "
+            "Call it inside the task, and hand what it gives to other threads."
+        )
+
+
+class _RaisedByUsers(EngineError):
+    """Raised by user code, which may subclass it with an ``__init__`` of any signature."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # By default pickle would call the subclass with the args it handed up, which need not be those that it takes.
+        return _without_init, (type(self), self.args), self.__dict__
+
+
+class TerminalError(_RaisedByUsers):
+    """Raised by user code for a failure that no other attempt can mend. The task run ends FAILED, whatever its Retry says."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class RetryableError(_RaisedByUsers):
+    """Raised by user code for a failure that another attempt may mend, whatever ``on`` and ``unless`` of its Retry say.
+
+    It is tried again while the task's Retry has attempts left (a task without Retry has none), after
+    ``retry_after_seconds`` where given, else after the policy's wait.
+    """
+
+    def __init__(self, message: str = "", retry_after_seconds: float | None = None) -> None:
+        super().__init__(message, retry_after_seconds)
+        self.message, self.retry_after_seconds = message, retry_after_seconds
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def _without_init(kind: type[_RaisedByUsers], args: tuple[object, ...]) -> _RaisedByUsers:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class NotFound(EngineError):

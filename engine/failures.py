@@ -12,7 +12,7 @@ from engine.states import Failure, State
 
 #: Longer texts of errors are cut: they travel in headers, state changes and logs.
 MAX_MESSAGE = 4_096
-_MAX_TRACEBACK = 32_768
+MAX_TRACEBACK = 32_768
 
 
 def failure_of(error: BaseException, own_files: tuple[str, ...] = ()) -> Failure:
@@ -30,7 +30,7 @@ def failure_of(error: BaseException, own_files: tuple[str, ...] = ()) -> Failure
         text = "".join(traceback.format_exception(type(error), error, frames))
     except Exception as broken:  # as above
         text = f"<its traceback cannot be had: {type(broken).__name__}>"
-    return Failure(type(error).__qualname__, sendable(message[:MAX_MESSAGE]), sendable(text[-_MAX_TRACEBACK:]))
+    return Failure(type(error).__qualname__, sendable(message[:MAX_MESSAGE]), sendable(text[-MAX_TRACEBACK:]))
 
 
 def state_of(error: BaseException) -> State:

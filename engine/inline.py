@@ -38,6 +38,7 @@ class InlineExecutor:
         self.trouble = ""
         self.slots = threads
         self.address = "inline"
+        self.restarts = False
         self.tracer = tracer or Tracer(None, None, None)
         self._free = asyncio.Semaphore(threads)
         #: A thread that waits for a child gives its place up, and another one takes it: there are more than places.
@@ -88,6 +89,10 @@ class InlineExecutor:
     def end(self, report: Report) -> None:
         """See engine.worker.Reporter."""
         self._loop.call_soon_threadsafe(self._hear, report)
+
+    def stuck(self, report: Report, key: str) -> None:
+        """See engine.worker.Reporter. The thread is lost to us until its code comes back."""
+        self.end(report)
 
     def spawn(self, report: Report) -> None:
         """See engine.spawning.Nursery."""
@@ -180,7 +185,9 @@ class _Seceded:
     def __init__(self, executor: InlineExecutor, call: Call) -> None:
         self._executor = executor
         self.address = executor.address
+        self.restarts = False
         self.tracer = executor.tracer
+        self.stuck = executor.stuck
         self.begin, self.end, self.spawn, self.ended = executor.begin, executor.end, executor.spawn, executor.ended
         self.has_left = False
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -19,8 +20,10 @@ from distributed.utils_comm import gather_from_workers
 from distributed.worker_state_machine import SecedeEvent
 from tornado.ioloop import PeriodicCallback
 
+from engine.deadlines import end_hung_process
 from engine.executor import Call, Report, decode_call, decode_reports, encode_reports
 from engine.logs import logger
+from engine.restarter import Restarter, owns_process
 from engine.spawning import ChildFailed
 from engine.telemetry import Tracer
 from engine.worker import Postponed, execute, execute_async
@@ -46,6 +49,11 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         self.address = worker.address
         self.tracer = Tracer.from_environment("engine-worker")
         self._worker = worker
+        #: Whether a task that cannot be stopped ends this process.
+        self.restarts = owns_process(worker)
+        if self.restarts:
+            end_hung_process()
+        self._restarter = Restarter(worker)
         self._ended: deque[Report] = deque()
         self._begun: dict[tuple[str, str], Report] = {}
         self._is_urgent = False
@@ -81,6 +89,23 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         if report.is_urgent:
             self._is_urgent = True  # before it can be seen in the buffer: this is not the event loop's thread
         self._ended.append(report)
+
+    def stuck(self, report: Report, key: str) -> None:
+        """See engine.worker.Reporter: report the task, and start this process anew where it is ours to end."""
+        if self.restarts:
+            self._restarter.begin(key, lambda: self._send_stuck(report), goes_on=report.retry_in_seconds is not None)
+        else:
+            self._worker.loop.add_callback(self._send_stuck, report)
+
+    def hold_if_stuck(self, key: str) -> None:
+        """Do not come back with a task that was given up: Dask's worker, which is about to end, knows it no longer."""
+        if self._restarter.has_given_up(key):
+            threading.Event().wait()
+
+    def _send_stuck(self, report: Report) -> None:
+        self._begun.pop((report.run_id, report.index), None)
+        self._flush()
+        self._send([report])
 
     def spawn(self, report: Report) -> None:
         """See engine.spawning.Nursery."""
@@ -173,10 +198,14 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
 
 def run_call(call: bytes, *results: Any) -> Any:
     """The function of every task on the cluster."""
+    plugin: ReportPlugin = get_worker().plugins[NAME]
+    decoded = decode_call(call)
     try:
-        return execute(decode_call(call), results, get_worker().plugins[NAME])
+        return execute(decoded, results, plugin)
     except Postponed:
         pass
+    finally:
+        plugin.hold_if_stuck(decoded.key)
     # Outside of the handler, so that it has no context. The scheduler plugin has heard already what the call waits for.
     raise Reschedule
 

@@ -7,28 +7,30 @@ included. Only the death of the process goes unreported; the scheduler notices t
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import pickle
-import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from types import FrameType
 from typing import Any, Protocol
 
 import cloudpickle
 import msgspec
 import structlog
 
+from engine import deadlines
 from engine.arguments import dump, load
+from engine.attempts import current
+from engine.deadlines import TimeIsOver, run_within
 from engine.errors import ResultStuck, TaskFailed, TaskTimeout
 from engine.executor import Call, Report, index_of, values_at
-from engine.failures import MAX_MESSAGE, failure_of
+from engine.failures import MAX_MESSAGE, MAX_TRACEBACK, failure_of, sendable
 from engine.handles import recorder
 from engine.logs import run_fields
-from engine.retries import next_wait_seconds
+from engine.retries import judge, next_wait_seconds
 from engine.runs import task_run_id_of
 from engine.spawning import Nursery, Spawner, resolved
-from engine.states import State, encode
+from engine.states import Failure, State, encode
 from engine.tasks import Task, resolve
 from engine.telemetry import Tracer
 
@@ -36,6 +38,8 @@ from engine.telemetry import Tracer
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 #: What puts a value together whose parts were not there when its task returned.
 _COLLECTED = "engine.arguments:collected"
+#: Their frames are no part of a user's traceback.
+_OWN_FILES = (__file__, deadlines.__file__)
 
 
 class Postponed(Exception):  # noqa: N818 - no error: the cluster is to keep the call
@@ -57,6 +61,13 @@ class Reporter(Nursery, Protocol):
         """An attempt has ended."""
         ...
 
+    #: Whether ``stuck`` ends this process.
+    restarts: bool
+
+    def stuck(self, report: Report, key: str) -> None:
+        """An attempt has ended while its code goes on in its thread and cannot be stopped; called from another thread."""
+        ...
+
 
 def execute(call: Call, results: Sequence[Any], reporter: Reporter) -> Any:
     """Run a call of a plain function. Raises TaskFailed for whatever user code raised, Postponed where it is not over."""
@@ -64,13 +75,13 @@ def execute(call: Call, results: Sequence[Any], reporter: Reporter) -> Any:
     token = recorder.set(attempt.spawner)
     try:
         function, args, kwargs = attempt.prepare(results)
-        with _Deadline(call):
-            value = function(*args, **kwargs)
+        value = run_within(call.timeout_seconds, attempt.stuck, function, args, kwargs)
         ended = attempt.returned(value)
     except BaseException as error:  # SystemExit too: it must end the task, not the worker; the run ends FAILED
         ended = attempt.failed(error)
     finally:
         recorder.reset(token)
+        current.set(None)  # threads are reused
     # Out here it has no context: Dask pickles an error with its context, which may be what does not pickle.
     return _leave(ended)
 
@@ -93,6 +104,7 @@ async def execute_async(call: Call, results: Sequence[Any], reporter: Reporter) 
         ended = attempt.failed(error)
     finally:
         recorder.reset(token)
+        current.set(None)  # threads are reused
     return _leave(ended)
 
 
@@ -114,6 +126,16 @@ def _check_pickles(task: str, value: Any) -> None:
         raise ResultStuck(task, type(value).__qualname__, failure_of(error).message) from None
 
 
+def _stack_of(frame: FrameType | None) -> str:
+    """Where code is, as text, without the engine's own frames."""
+    frames: list[FrameType] = []
+    while frame is not None and frame.f_code.co_filename not in _OWN_FILES:
+        frames.append(frame)
+        frame = frame.f_back
+    lines = [traceback.format_stack(at, limit=1)[0] for at in reversed(frames)]
+    return "".join(["It is stuck here (most recent call last):\n", *lines])[-MAX_TRACEBACK:]
+
+
 class _Nowhere:
     def write(self, data: bytes) -> int:
         return len(data)
@@ -126,6 +148,7 @@ class _Attempt:
         self._call = call
         self._reporter = reporter
         self._started_at = time.time()
+        current.set((call, self._started_at))
         self._is_continuation = bool(call.task) and call.function == _COLLECTED
         self._task: Task[..., Any] | None = None
         self.spawner = Spawner(call, reporter, reporter.address, self._started_at)
@@ -163,18 +186,42 @@ class _Attempt:
 
     def failed(self, error: BaseException) -> tuple[None, Exception]:
         """Report the end; answers what to raise, which unlike ``error`` always pickles."""
-        call = self._call
-        if isinstance(error, _TimeIsOver):
-            error = TaskTimeout(call.task, call.timeout_seconds or 0.0)
-        failure = failure_of(error, (__file__,))
-        wait_seconds = None
-        if isinstance(error, Exception) and self._task is not None:
-            wait_seconds = next_wait_seconds(self._task.retry, call.attempt)
-        handled = tuple(self.spawner.handled)
-        self._end(self._report(State.FAILED, time.time(), error=failure, retry_in_seconds=wait_seconds, handled=handled))
-        if wait_seconds is not None:
+        is_told = isinstance(error, TimeIsOver) and error.is_stuck  # by ``stuck``, before the code came back after all
+        if isinstance(error, TimeIsOver):
+            error = self._timeout().with_traceback(error.__traceback__)
+        failure = failure_of(error, _OWN_FILES)
+        report = self._failed(error, failure)
+        if not is_told:
+            self._end(report)
+        if report.retry_in_seconds is not None:
             return None, Postponed()
         return None, TaskFailed(failure.type, failure.message, failure.traceback)
+
+    def stuck(self, frame: FrameType | None) -> None:
+        """Report the end of an attempt whose code cannot be stopped; called by the watchdog."""
+        error = self._timeout(is_stuck=True, is_restarted=self._reporter.restarts)
+        failure = failure_of(error)
+        failure = Failure(failure.type, failure.message, sendable(_stack_of(frame)) + failure.traceback)
+        remark = "worker restarted" if self._reporter.restarts else "thread abandoned"
+        report = msgspec.structs.replace(self._failed(error, failure), remark=remark)
+        self._trace(report)
+        self._reporter.stuck(report, self._call.key)
+
+    def _timeout(self, **details: bool) -> TaskTimeout:
+        return TaskTimeout(self._call.task, self._call.timeout_seconds or 0.0, **details)
+
+    def _failed(self, error: BaseException, failure: Failure) -> Report:
+        wait_seconds = None
+        if self._task is not None:
+            verdict = judge(self._task.retry, error)
+            wait_seconds = next_wait_seconds(
+                self._task.retry,
+                self._call.attempt,
+                is_final=verdict.is_final,
+                retry_after_seconds=verdict.retry_after_seconds,
+            )
+        handled = tuple(self.spawner.handled)
+        return self._report(State.FAILED, time.time(), error=failure, retry_in_seconds=wait_seconds, handled=handled)
 
     def _wait_for_children(self, data: bytes, keys: tuple[str, ...], places: tuple[tuple[int, int, int], ...]) -> Postponed:
         """The function has returned, its children go on: put the value together when theirs are there."""
@@ -204,6 +251,10 @@ class _Attempt:
         return details
 
     def _end(self, report: Report) -> None:
+        self._trace(report)
+        self._reporter.end(report)
+
+    def _trace(self, report: Report) -> None:
         call = self._call
         if call.task and not self._is_continuation:
             self._reporter.tracer.attempt(
@@ -219,51 +270,7 @@ class _Attempt:
                 worker=report.worker,
                 failure=report.error,
             )
-        self._reporter.end(report)
 
     def _report(self, state: State, at: float, **details: Any) -> Report:
         call = self._call
         return Report(call.run_id, call.index, state, call.attempt, self._started_at, at, self._reporter.address, **details)
-
-
-class _Deadline:
-    """Stops the Python code of this thread when the call's time is over, by raising TaskTimeout in it.
-
-    Code that is inside a C call notices when that returns.
-    """
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-        self._thread_id = threading.get_ident()
-        self._lock = threading.Lock()
-        self._is_over = False
-        self._has_fired = False
-        self._timer: threading.Timer | None = None
-
-    def __enter__(self) -> None:
-        if self._call.timeout_seconds is not None:
-            self._timer = threading.Timer(self._call.timeout_seconds, self._fire)
-            self._timer.daemon = True
-            self._timer.start()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None) -> None:
-        if self._timer is None:
-            return
-        self._timer.cancel()
-        with self._lock:
-            self._is_over = True
-            if self._has_fired:
-                # It may not have been raised yet: take it back, so that it cannot hit the next task of this thread.
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), None)
-        if self._has_fired:
-            raise _TimeIsOver
-
-    def _fire(self) -> None:
-        with self._lock:
-            if not self._is_over:
-                self._has_fired = True
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), ctypes.py_object(_TimeIsOver))
-
-
-class _TimeIsOver(BaseException):
-    """Raised inside user code; a BaseException, so that ``except Exception`` in a loop does not swallow it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class Dask:
         )
         self._restarts: set[asyncio.Task[None]] = set()
         self._is_killed = False
+        #: Told of each process that ended by itself.
+        self.on_end: Callable[[ChildProcess], object] = lambda child: None
 
     @property
     def address(self) -> str:
@@ -66,12 +68,18 @@ class Dask:
         assert child is not None
         child.kill()
 
+    async def restarts(self) -> None:
+        """Return when every worker that died is back."""
+        while self._restarts:
+            await asyncio.gather(*self._restarts)
+
     async def stop(self) -> None:
-        await asyncio.gather(*self._restarts)
+        await self.restarts()
         await self.processes.stop_workers()
         await self.processes.stop_scheduler()
 
     def _ended(self, child: ChildProcess) -> None:
+        self.on_end(child)
         if child.name.startswith(WORKER_PREFIX) and not self._is_killed:
             restart = asyncio.get_running_loop().create_task(self.processes.start_workers([child.name]))
             self._restarts.add(restart)

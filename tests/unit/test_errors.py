@@ -9,9 +9,19 @@ from collections.abc import Iterator
 import pytest
 
 import engine.worker  # noqa: F401  # errors defined beside the list would be found, too
-from engine.errors import DaskUnavailable, DeclarationError, EngineError, KafkaUnavailable, SettingsError
+from engine.errors import (
+    DaskUnavailable,
+    DeclarationError,
+    EngineError,
+    KafkaUnavailable,
+    RetryableError,
+    SettingsError,
+    TaskCrashed,
+    TaskTimeout,
+    TerminalError,
+)
 
-_SAMPLES = {"str": "some text", "int": 7, "float": 2.5}
+_SAMPLES = {"str": "some text", "int": 7, "float": 2.5, "bool": True, "float | None": 2.5}
 
 
 def _subclasses(root: type[EngineError]) -> Iterator[type[EngineError]]:
@@ -20,7 +30,12 @@ def _subclasses(root: type[EngineError]) -> Iterator[type[EngineError]]:
         yield from _subclasses(found)
 
 
-ERRORS = sorted(set(_subclasses(EngineError)), key=lambda error: error.__name__)
+def _is_ours(error: type[EngineError]) -> bool:
+    return error.__module__.startswith("engine.") and not error.__name__.startswith("_")
+
+
+#: Without those that stand between and those of other tests.
+ERRORS = sorted((error for error in set(_subclasses(EngineError)) if _is_ours(error)), key=lambda error: error.__name__)
 
 
 def _parameters(error: type[EngineError]) -> list[inspect.Parameter]:
@@ -68,3 +83,41 @@ def test_a_declaration_error_begins_with_the_place_an_editor_can_open() -> None:
 def test_wrong_use_exits_with_2() -> None:
     assert SettingsError("k", "v", "c", "r").exit_code == 2
     assert DeclarationError("f", 1, "c", "r").exit_code == 2
+
+
+class NoOrderError(TerminalError):
+    """As users write them: what it takes is not what it hands up."""
+
+    def __init__(self, order_id: int, *, customer: str) -> None:
+        super().__init__(f"{customer} has no order {order_id}")
+        self.order_id = order_id
+
+
+class BusyError(RetryableError):
+    def __init__(self, seconds: float) -> None:
+        super().__init__("busy", retry_after_seconds=seconds)
+
+
+@pytest.mark.parametrize("before", [NoOrderError(7, customer="Ada"), BusyError(2.5)], ids=lambda error: type(error).__name__)
+def test_what_users_derive_survives_pickling_whatever_it_takes(before: EngineError) -> None:
+    after = pickle.loads(pickle.dumps(before))
+    assert type(after) is type(before)
+    assert (str(after), vars(after), after.args) == (str(before), vars(before), before.args)
+
+
+def test_what_users_raise_says_their_words_alone() -> None:
+    assert str(TerminalError("no such order")) == "no such order"
+    assert str(RetryableError("busy", retry_after_seconds=3)) == "busy"
+    assert RetryableError("busy").retry_after_seconds is None
+
+
+def test_a_timeout_says_what_became_of_code_that_cannot_be_stopped() -> None:
+    assert str(TaskTimeout("price", 2.5)) == "task price ran longer than its timeout of 2.5 s"
+    assert "could not be stopped: it goes on in its thread." in str(TaskTimeout("price", 2.5, is_stuck=True))
+    assert "the worker process was restarted" in str(TaskTimeout("price", 2.5, is_stuck=True, is_restarted=True))
+
+
+def test_a_crash_names_the_task_the_cause_and_the_next_command() -> None:
+    text = str(TaskCrashed("price", "3 workers died while they ran it"))
+    assert text.startswith("task price crashed: 3 workers died while they ran it. ")
+    assert "`engine runs retry`" in text

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 from typing import Any
 
 import msgspec
 import pytest
 
+from engine.deadlines import run_within
 from engine.errors import TaskFailed
 from engine.executor import Call, Report
 from engine.graph import dump
@@ -25,16 +27,22 @@ class Listed:
     """A reporter that keeps what it hears."""
 
     address = "tcp://worker:1"
+    restarts = True
     tracer = Tracer(None, None, None)
 
     def __init__(self) -> None:
         self.reports: list[Report] = []
+        self.is_told = threading.Event()
 
     def begin(self, report: Report) -> None:
         self.reports.append(report)
 
     def end(self, report: Report) -> None:
         self.reports.append(report)
+
+    def stuck(self, report: Report, key: str) -> None:
+        self.reports.append(report)
+        self.is_told.set()
 
 
 def call_of(task: Task[..., Any], *args: Any, returns: bool = True, limit: int = 1_000, attempt: int = 1) -> Call:
@@ -208,3 +216,35 @@ async def test_a_cancelled_async_task_is_not_reported_as_ended() -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert [report.state for report in reporter.reports] == [State.RUNNING]
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_final", "retry_after_seconds"),
+    [("terminal", True, None), ("retryable", False, 7.0), ("on", False, None), ("other", True, None)],
+)
+def test_a_report_says_what_the_error_means_for_another_attempt(
+    kind: str, is_final: bool, retry_after_seconds: float | None
+) -> None:
+    _, [_, ended] = run(call_of(orders.raises_for_retry, kind))
+    assert (ended.is_final, ended.retry_after_seconds) == (is_final, retry_after_seconds)
+
+
+def test_the_traceback_of_a_timeout_says_where_the_code_was() -> None:
+    raised, _ = run(call_of(orders.spins))
+    assert "in spins" in raised.traceback
+    assert "engine/deadlines.py" not in raised.traceback
+
+
+def test_a_task_that_cannot_be_stopped_is_reported_once_and_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_within, "__kwdefaults__", {**(run_within.__kwdefaults__ or {}), "grace_seconds": 0.1})
+    reporter = Listed()
+    call = call_of(orders.is_stuck, Handle("told", 1))
+    with pytest.raises(TaskFailed):
+        execute(call, [reporter.is_told], reporter)
+    begun, ended = reporter.reports
+    assert (begun.state, ended.state) == (State.RUNNING, State.FAILED)
+    assert ended.error is not None
+    assert ended.error.type == "TaskTimeout"
+    assert "could not be stopped: the worker process was restarted" in ended.error.message
+    assert "in is_stuck" in ended.error.traceback
+    assert "engine/" not in ended.error.traceback

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
+import threading
 from datetime import datetime
 from typing import Any, NotRequired, TypedDict
 
 import msgspec
 
-from engine import Event, Retry, fixed, flow, on, task
+from engine import Attempt, Event, Retry, RetryableError, TerminalError, attempt, fixed, flow, on, task
 
 
 class Line(msgspec.Struct):
@@ -171,3 +173,32 @@ def bound() -> dict[str, Any]:
     before = structlog.contextvars.get_contextvars()
     structlog.contextvars.bind_contextvars(left_over=1)
     return before
+
+
+@task(timeout_seconds=30)
+def tells() -> Attempt:
+    return attempt()
+
+
+@task
+async def tells_later() -> Attempt:
+    return attempt()
+
+
+@task(retry=Retry(3, on=OSError))
+def raises_for_retry(kind: str) -> None:
+    raise {
+        "terminal": TerminalError("no such order"),
+        "retryable": RetryableError("busy", retry_after_seconds=7),
+        "on": ConnectionError("lost"),
+        "other": ValueError("bad value"),
+    }[kind]
+
+
+@task(timeout_seconds=0.05)
+def is_stuck(told: threading.Event) -> str:
+    """Comes back when it was told stuck, and not before."""
+    while not told.is_set():
+        with contextlib.suppress(BaseException):
+            told.wait(30)
+    return "after all"
