@@ -52,11 +52,17 @@ def on(
 class Flow(Generic[P, R]):
     """A declared flow. Called by hand it runs its function, with tasks as plain functions."""
 
-    def __init__(self, function: Callable[P, R], triggers: tuple[On, ...], name: str | None) -> None:
+    def __init__(
+        self, function: Callable[P, R], triggers: tuple[On, ...], name: str | None = None, *, pack: bool = False
+    ) -> None:
         self.function = function
         self.triggers = triggers
         self.name = name or function.__name__
+        #: Whether a whole run, its tasks included, executes inside one Dask task, many runs to a parcel.
+        self.pack = pack
         self.module = function.__module__
+        #: How a worker finds it.
+        self.reference = f"{function.__module__}:{function.__qualname__}"
         self.__name__ = function.__name__
         self.__qualname__ = function.__qualname__
         self.__doc__ = function.__doc__
@@ -122,7 +128,8 @@ class Flow(Generic[P, R]):
                 f"the flow {self.name} is defined inside a function, where the engine cannot find it",
                 "Move it to the top of the module.",
             )
-        if inspect.iscoroutinefunction(self.function) or inspect.isgeneratorfunction(self.function):
+        is_coroutine = inspect.iscoroutinefunction(self.function) and not self.pack
+        if is_coroutine or inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function):
             self._refuse(f"the flow {self.name} is not a plain function", "Declare it with def; it only wires tasks.")
         earlier = getattr(self.function, "__globals__", {}).get(self.function.__name__)
         if isinstance(earlier, Flow) and earlier.place != self.place and self.module != "__main__":
@@ -181,19 +188,21 @@ class Flow(Generic[P, R]):
         raise DeclarationError(*self.place, cause, remedy)
 
 
-def flow(*triggers: On, name: str | None = None, **unknown: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
+def flow(*triggers: On, name: str | None = None, pack: bool = False, **unknown: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Declare a flow: ``@flow(on("orders", type="order.created"))``. Several triggers may start it.
+
+    With ``pack`` a whole run executes inside one Dask task, many runs to a parcel: for small, frequent events.
 
     Parameters are bound by name and type: one Struct takes the event's data whole, ``Event[T]`` the event itself,
     anything else one field of the data each. Raises DeclarationError.
     """
-    refuse_unknown("flow", unknown, ("triggers", "name"))
+    refuse_unknown("flow", unknown, ("triggers", "name", "pack"))
 
     def declare(function: Callable[P, R]) -> Flow[P, R]:
         for trigger in triggers:
             if not isinstance(trigger, On):
                 raise DeclarationError(*place_of(function), f"{trigger!r} is not a trigger", "Write @flow(on(topic)).")
-        return Flow(function, triggers, name)
+        return Flow(function, triggers, name, pack=pack)
 
     return declare
 
