@@ -19,7 +19,7 @@ from engine.packed_handles import Absent, Suspended
 from engine.packed_memos import Key, Wait
 from engine.parcels import PackedRun, TaskOutcome
 from engine.retries import next_wait_seconds
-from engine.states import Failure, State, utc
+from engine.states import Failure, State
 from engine.tasks import Task, recorder
 from engine.telemetry import Tracer, is_sampled
 from engine.worker import _Deadline, _TimeIsOver, failure_of
@@ -117,7 +117,7 @@ class Attempts:
 
     def _completed(self, name: str, index: str, attempt: int, started_at: float) -> None:
         ended_at = time.time()
-        self.tasks.append(TaskOutcome(name, index, State.COMPLETED, attempt, utc(started_at), utc(ended_at)))
+        self.tasks.append(TaskOutcome(name, index, State.COMPLETED, attempt, started_at, ended_at))
         if self._tracer is not None:
             self._tell_span(name, index, attempt, started_at, ended_at, None)
 
@@ -133,7 +133,7 @@ class Attempts:
         if wait_seconds is not None and wait_seconds <= MAX_WAIT_SECONDS:
             return wait_seconds
         state = State.FAILED if wait_seconds is None else State.RETRYING
-        self.tasks.append(TaskOutcome(task.name, index, state, attempt, utc(started_at), utc(ended_at), failure))
+        self.tasks.append(TaskOutcome(task.name, index, state, attempt, started_at, ended_at, failure))
         if wait_seconds is not None:
             self.waits[index, task.name] = Wait(attempt + 1, ended_at + wait_seconds, failure)
             return Absent(State.RETRYING)

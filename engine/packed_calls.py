@@ -16,7 +16,7 @@ from engine import packed_memos as memos
 from engine import tasks as _tasks
 from engine.errors import WiringError
 from engine.packed_attempts import MAX_WAIT_SECONDS, Attempts, failure_in_user_code
-from engine.packed_handles import Absent, PackedHandle, PackedMap, PackedRows, Unavailable, filled
+from engine.packed_handles import Absent, PackedHandle, PackedMap, PackedRows, Unavailable, filled, filled_all
 from engine.packed_loops import Running, filled_later, is_on_loop
 from engine.parcels import Outcome, PackedRun, TaskOutcome, encode_tasks
 from engine.states import Failure, State
@@ -139,7 +139,9 @@ class Recording:
         handle = PackedHandle(task.name, index, None)
         if self._handles:
             try:
-                args, kwargs = filled(args), filled(kwargs)
+                args = filled_all(args)
+                if kwargs:
+                    kwargs = filled(kwargs)
             except Unavailable as missing:
                 self._handles.append(handle)
                 if missing.absent.running is not None:

@@ -11,7 +11,9 @@ import datetime
 import decimal
 import enum
 import io
+import operator
 import pickle
+import types
 import uuid
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
@@ -142,6 +144,11 @@ def filled(value: Any) -> Any:
     return _fill_of(kind)(value)
 
 
+def filled_all(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``filled`` for positional arguments, most of which are plain."""
+    return tuple([value if value.__class__ in _PLAIN else filled(value) for value in args])
+
+
 def _fill_nothing(value: Any) -> Any:
     return value
 
@@ -153,8 +160,8 @@ def _fill_rows(value: PackedRows) -> Any:
 
 
 def _fill_list(value: list[Any]) -> list[Any]:
-    items = list(map(filled, value))
-    return value if all(map(_is, items, value)) else items
+    items = [item if item.__class__ in _PLAIN else filled(item) for item in value]
+    return value if all(map(operator.is_, items, value)) else items
 
 
 def _fill_map(value: PackedMap) -> list[Any]:
@@ -162,13 +169,13 @@ def _fill_map(value: PackedMap) -> list[Any]:
 
 
 def _fill_tuple(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    items = tuple(map(filled, value))
-    return value if all(map(_is, items, value)) else items
+    items = filled_all(value)
+    return value if all(map(operator.is_, items, value)) else items
 
 
 def _fill_dict(value: dict[Any, Any]) -> dict[Any, Any]:
-    items = {filled(key): filled(item) for key, item in value.items()}
-    same = all(map(_is, items.values(), value.values())) and all(map(_is, items, value))
+    items = {filled(key): item if item.__class__ in _PLAIN else filled(item) for key, item in value.items()}
+    same = all(map(operator.is_, items.values(), value.values())) and all(map(operator.is_, items, value))
     return value if same else items
 
 
@@ -178,7 +185,7 @@ def _fill_by_fields(fields: tuple[str, ...]) -> Callable[[Any], Any]:
     def fill(value: Any) -> Any:
         for name in fields:
             part = getattr(value, name, None)
-            if filled(part) is not part:
+            if part.__class__ not in _PLAIN and filled(part) is not part:
                 return _fill_by_pickling(value)
         return value
 
@@ -230,15 +237,14 @@ def _fill_by_pickling(value: Any) -> Any:
     return Unpickler(io.BytesIO(buffer.getvalue()), buffers=buffers).load()
 
 
-def _is(left: object, right: object) -> bool:
-    return left is right
-
-
 _HANDLES = (PackedHandle, PackedRows, PackedMap)
-_PLAIN = (
-    *(type(None), bool, int, float, complex, str, bytes, bytearray, memoryview, range, slice, type, type(len), type(_is)),
-    *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone),
-    *(decimal.Decimal, uuid.UUID, msgspec.Raw),
+_PLAIN = frozenset(
+    {
+        *(type(None), bool, int, float, complex, str, bytes, bytearray, memoryview, range, slice, type),
+        *(types.FunctionType, types.BuiltinFunctionType, types.ModuleType),
+        *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone),
+        *(decimal.Decimal, uuid.UUID, msgspec.Raw),
+    }
 )
 _FILLS: dict[type, Callable[[Any], Any]] = {
     **dict.fromkeys(_PLAIN, _fill_nothing),

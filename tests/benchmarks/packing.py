@@ -78,12 +78,12 @@ def _plain_three(order: Order) -> Any:
 
 
 def _best(rounds: int, runs: int, action: Callable[[], object]) -> float:
-    """Microseconds a run."""
+    """Microseconds of processor time a run."""
     found = []
     for _ in range(rounds):
-        began = time.perf_counter()
+        began = time.process_time()
         action()
-        found.append((time.perf_counter() - began) / runs * 1e6)
+        found.append((time.process_time() - began) / runs * 1e6)
     return min(found)
 
 
@@ -110,10 +110,10 @@ def main() -> None:
     order = Order("a-1", [1.0, 2.5, 3.25])
     tracer = Tracer(None, None, None)
     plains = {"one": _plain_one, "three": _plain_three, "three_async": _plain_three, "one_async_task": _plain_one}
-    for flow in (one, three, three_async, one_async_task):
-        plain = plains[flow.name]
+    for each in (one, three, three_async, one_async_task):
+        plain = plains[each.name]
         own = _best(rounds, runs, lambda plain=plain: [plain(order) for _ in range(runs)])  # type: ignore[misc]
-        parcels = _parcels(flow, runs)
+        parcels = _parcels(each, runs)
         encode = _best(rounds, runs, lambda parcels=parcels: [encode_parcel(parcel) for parcel in parcels])  # type: ignore[misc]
         sent = [encode_parcel(parcel) for parcel in parcels]
         packed = _best(rounds, runs, lambda sent=sent: _whole(sent, tracer))  # type: ignore[misc]
@@ -123,7 +123,7 @@ def main() -> None:
             raise SystemExit("a run has failed: this would measure errors, not work")
         decode = _best(rounds, runs, lambda told=told: [decode_outcomes(chunk) for chunk in told])  # type: ignore[misc]
         print(
-            f"{flow.name:15} plain calls {own:6.2f} µs a run · worker {packed:6.2f} µs (beyond plain {packed - own:6.2f}) · "
+            f"{each.name:15} plain calls {own:6.2f} µs a run · worker {packed:6.2f} µs (beyond plain {packed - own:6.2f}) · "
             f"engine: encode parcels {encode:5.2f}, decode outcomes {decode:5.2f} µs"
         )
 

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from engine import packed_calls
 from engine.flows import Flow
 from engine.packing import run_parcel
-from engine.parcels import Outcome, PackedRun, Parcel, TaskOutcome, decode_tasks
+from engine.parcels import Outcome, PackedRun, Parcel, TaskEntry, decode_tasks
 from engine.states import State, encode
 from engine.tasks import recorder
 from engine.telemetry import Tracer
@@ -286,4 +286,4 @@ class TestTelling:
 def test_a_task_outcome_has_no_error_unless_there_was_one() -> None:
     [task] = msgspec.json.decode(run(packed.one, value=1).tasks)
     assert set(task) == {"task", "index", "state", "attempt", "started_at", "ended_at"}
-    assert isinstance(msgspec.convert(task, TaskOutcome), TaskOutcome)
+    assert isinstance(msgspec.convert(task, TaskEntry), TaskEntry)

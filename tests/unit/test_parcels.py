@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from datetime import timedelta
 
 import msgspec
 import pytest
@@ -214,17 +215,35 @@ def test_parcels_and_outcomes_travel_whole() -> None:
     assert decode_outcomes(encode_outcomes([failed, retrying])) == [failed, retrying]
 
 
-def test_tasks_stand_in_the_state_change_as_the_contract_has_them() -> None:
-    done = TaskOutcome("price", "0", State.COMPLETED, 1, utc(1.0), utc(2.5))
-    text = encode_tasks([done])
-    assert msgspec.json.decode(text) == [
+@given(st.floats(0.5, 4e9), st.floats(0.5, 4e9))
+def test_tasks_stand_in_the_state_change_as_the_contract_has_them(started_at: float, ended_at: float) -> None:
+    failure = Failure("E", 'with "quotes"\n', "t")
+    done = TaskOutcome("shop.price", "0", State.COMPLETED, 1, started_at, ended_at)
+    failed = TaskOutcome("price", "1.2", State.FAILED, 3, 1.0, 2.5, failure)
+    cancelled = TaskOutcome("price", "2", State.CANCELLED, 0)
+    text = encode_tasks([done, failed, cancelled])
+    first, *others = msgspec.json.decode(text)
+    assert first == {
+        "task": "shop.price",
+        "index": "0",
+        "state": "COMPLETED",
+        "attempt": 1,
+        "started_at": first["started_at"],
+        "ended_at": first["ended_at"],
+    }
+    assert others == [
         {
             "task": "price",
-            "index": "0",
-            "state": "COMPLETED",
-            "attempt": 1,
+            "index": "1.2",
+            "state": "FAILED",
+            "attempt": 3,
             "started_at": "1970-01-01T00:00:01.000001Z",
             "ended_at": "1970-01-01T00:00:02.500000Z",
-        }
+            "error": msgspec.to_builtins(failure),
+        },
+        {"task": "price", "index": "2", "state": "CANCELLED", "attempt": 0},
     ]
-    assert decode_tasks(text) == [done]
+    entry = decode_tasks(text)[0]
+    assert entry.started_at is not None
+    assert abs(entry.started_at - utc(started_at)) <= timedelta(microseconds=1)
+    assert len(first["started_at"]) == len("1970-01-01T00:00:01.000001Z")

@@ -31,7 +31,7 @@ class Pair:
     right: Any = None
 
 
-Point = collections.namedtuple("Point", "x y")  # noqa: PYI024  # the oldest kind of container is tried, too
+Point = collections.namedtuple("Point", "x y")  # the oldest kind of container is tried, too
 
 
 @task
