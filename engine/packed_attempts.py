@@ -61,13 +61,16 @@ class Attempts:
         name, function, seconds = task.name, task.function, task.timeout_seconds
         while True:
             context = self._context.copy()  # nothing that a task binds stays
+            context.run(_TASK.set, name)
+            if self.spawner_of is not None:
+                context.run(recorder.set, self.spawner_of(index))
             started_at = time.time()
             try:
                 if seconds is None:
-                    value = context.run(self._inside, index, name, function, args, kwargs)
+                    value = context.run(function, *args, **kwargs)
                 else:
                     with _Deadline(task):  # type: ignore[arg-type]  # it looks at timeout_seconds alone
-                        value = context.run(self._inside, index, name, function, args, kwargs)
+                        value = context.run(function, *args, **kwargs)
             except Suspended:  # it waits for a child that waits: it is run again with it
                 return Absent(State.RETRYING)
             except BaseException as error:  # SystemExit too: the task has failed, nothing else has
@@ -84,11 +87,13 @@ class Attempts:
         self, task: Task[Any, Any], index: str, args: tuple[Any, ...], kwargs: dict[str, Any], attempt: int
     ) -> Any:
         """The same for an ``async def`` task, in the context of the asyncio task that this runs in."""
+        _TASK.set(task.name)
+        recorder.set(None if self.spawner_of is None else self.spawner_of(index))
         while True:
             started_at = time.time()
             try:
                 async with asyncio.timeout(task.timeout_seconds) as deadline:
-                    value = await self._inside(index, task.name, task.function, args, kwargs)
+                    value = await task.function(*args, **kwargs)
             except asyncio.CancelledError:
                 raise  # the run is over
             except Suspended:  # as above
@@ -159,13 +164,6 @@ class Attempts:
             worker=self._worker,
             failure=failure,
         )
-
-    def _inside(
-        self, index: str, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        _TASK.set(name)
-        recorder.set(None if self.spawner_of is None else self.spawner_of(index))
-        return function(*args, **kwargs)
 
 
 def failure_in_user_code(error: BaseException) -> Failure:

@@ -103,8 +103,8 @@ def _whole(parcels: list[bytes], tracer: Tracer) -> list[bytes]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=2_560)
+    parser.add_argument("--rounds", type=int, default=40)
     given = parser.parse_args()
     runs, rounds = given.runs, given.rounds
     order = Order("a-1", [1.0, 2.5, 3.25])
