@@ -6,10 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.errors import EngineError
+    from engine.durable import now, random, sleep, wait_for_event
+    from engine.errors import EngineError, EventTimeout, TaskCrashed, TaskFailed
     from engine.events import Event
     from engine.flows import flow, on
+    from engine.handles import Handle, MapHandle, unmapped
     from engine.retries import Retry, exponential, fixed, jittered
+    from engine.sharing import Attached, attach
     from engine.states import Failure, State, StateChange
     from engine.subscriber import Subscription, subscribe
     from engine.tasks import task
@@ -20,6 +23,14 @@ __all__ = [
     "on",
     "task",
     "Event",
+    "unmapped",
+    "Handle",
+    "MapHandle",
+    # Wait, in an async flow.
+    "sleep",
+    "wait_for_event",
+    "now",
+    "random",
     # Say what happens when a task fails.
     "Retry",
     "exponential",
@@ -31,7 +42,13 @@ __all__ = [
     "StateChange",
     "State",
     "Failure",
+    # Share its futures while it runs.
+    "attach",
+    "Attached",
     # What anything here may raise.
+    "TaskFailed",
+    "TaskCrashed",
+    "EventTimeout",
     "EngineError",
 ]
 
@@ -41,15 +58,27 @@ _HOMES = {
     "on": "engine.flows",
     "task": "engine.tasks",
     "Event": "engine.events",
+    "unmapped": "engine.handles",
+    "Handle": "engine.handles",
+    "MapHandle": "engine.handles",
+    "sleep": "engine.durable",
+    "wait_for_event": "engine.durable",
+    "now": "engine.durable",
+    "random": "engine.durable",
     "Retry": "engine.retries",
     "exponential": "engine.retries",
     "fixed": "engine.retries",
     "jittered": "engine.retries",
     "subscribe": "engine.subscriber",
     "Subscription": "engine.subscriber",
+    "attach": "engine.sharing",
+    "Attached": "engine.sharing",
     "StateChange": "engine.states",
     "State": "engine.states",
     "Failure": "engine.states",
+    "TaskFailed": "engine.errors",
+    "TaskCrashed": "engine.errors",
+    "EventTimeout": "engine.errors",
     "EngineError": "engine.errors",
 }
 

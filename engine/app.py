@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from engine.broker import Broker, TopicSpec
+from engine.awaited import AwaitedEvents
 from engine.dispatcher import Dispatcher
+from engine.driver import Driver
 from engine.errors import DaskUnavailable, EngineError, KafkaUnavailable
 from engine.executor import Executor
 from engine.flows import Flow
@@ -38,7 +40,9 @@ class App:
         self._state_sink = broker.sink()
         self._triggers = Triggers(flows.values())
         self._publisher = Publisher(self._state_sink, settings.states_topic, self._tracer)
-        self._dispatcher = Dispatcher(settings, broker, self._state_sink, flows, executor, self._publisher, self._tracer)
+        self._events = AwaitedEvents(broker)
+        driver = Driver(settings, flows, executor, self._publisher, self._tracer, self._events)
+        self._dispatcher = Dispatcher(settings, broker, self._state_sink, driver, self._publisher)
         self._intake = (
             Intake(settings, broker, self._intake_sink, self._triggers, self._tracer) if self._triggers.topics else None
         )
@@ -55,6 +59,7 @@ class App:
         """Each part and "ok", or what it waits for."""
         parts = {
             "dask": self._executor.trouble,
+            "events": self._events.trouble,
             "publisher": self._publisher.trouble,
             "dispatcher": "" if self._is_started else "starting",
         }

@@ -113,6 +113,14 @@ class Source(Protocol):
         """The first offset whose record is not older than ``timestamp_ms``; None where there is no such record."""
         ...
 
+    async def position(self, partition: Partition) -> int:
+        """Where reading goes on: after the last record handed out, and after what is known to hold none.
+
+        A transaction's marker and what compaction took leave offsets that no record will ever bring.
+        Raises KafkaUnavailable.
+        """
+        ...
+
     async def close(self) -> None:
         """Leave the group (without a commit) and free everything."""
         ...

@@ -13,16 +13,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from dask._task_spec import Task, TaskRef
 from distributed import Client, LocalCluster, fire_and_forget
-from distributed.protocol import to_serialize
-from distributed.protocol.serialize import Serialized, ToPickle, serialize
 
 from engine.errors import DaskUnavailable
-from engine.executor import OnReports, Submission, decode_reports
+from engine.executor import Call, OnReports, Submission, decode_reports, encode_call
 from engine.logs import logger
-from engine.reporter import ReportPlugin, run_async_call, run_call, warm_up
-from engine.scheduler import NAME, REFUSED, VERSION, RunsPlugin, SubmittedGraph
+from engine.reporter import ReportPlugin, warm_up
+from engine.scheduler import NAME, REFUSED, VERSION, RunsPlugin
 
 #: How often the connection is looked at.
 _WATCH_SECONDS = 0.5
@@ -41,6 +38,8 @@ class Cluster:
         self.address = address
         #: Empty while submissions can be taken; otherwise why not.
         self.trouble = f"not connected to the Dask scheduler at {address} yet"
+        #: Threads of all workers, as last heard.
+        self.slots = 1
         self._app = app
         #: Handler modules that workers import ahead of the first task.
         self._modules = tuple(modules)
@@ -78,9 +77,15 @@ class Cluster:
         if chunk:
             self._submit(chunk)
 
-    def forget(self, run_id: str, keys: Sequence[str]) -> None:
+    async def fetch(self, call: Call) -> Any:
         """See engine.executor.Executor."""
-        self._send({"op": "engine-forget", "run_id": run_id, "keys": list(keys)})
+        client = self._client
+        if client is None:
+            raise LookupError(f"not connected: {self.trouble}")
+        answer = await client.scheduler.gather(keys=[call.key])
+        if answer["status"] != "OK":
+            raise LookupError(f"the result of {call.key} is not on the cluster any more")
+        return answer["data"][call.key]
 
     def release(self, run_id: str, keep_seconds: float) -> None:
         """See engine.executor.Executor."""
@@ -97,39 +102,11 @@ class Cluster:
         self.trouble = "closed"
 
     def _submit(self, submissions: Sequence[Submission]) -> None:
-        graph: dict[str, Task] = {}
-        order: dict[str, int] = {}
-        depth: dict[str, int] = {}
-        runs: list[tuple[str, int, int, str | None]] = []
-        for submission in submissions:
-            keys = {call.index: call.key for call in submission.calls}
-            shared = None
-            for call in submission.calls:
-                key = keys[call.index]
-                inputs = [TaskRef(keys[index]) for index in call.dependencies]
-                graph[key] = Task(key, run_async_call if call.is_async else run_call, call, *inputs)
-                order[key] = len(order)
-                depth[key] = call.depth
-                if call.returns:
-                    shared = key
-            runs.append((submission.run_id, submission.partition, submission.epoch, shared))
-        self._send({"op": "engine-hold", "app": self._app, "runs": runs})
-        # What Client.get sends, without the futures that it would make here: a future each costs more than the submit.
-        self._send(
-            {
-                "op": "update-graph",
-                "expr_ser": Serialized(*serialize(to_serialize(SubmittedGraph(graph)), on_error="raise")),
-                "keys": set(graph),
-                "internal_priority": order,
-                "user_priority": depth,
-                "submitting_task": None,
-                "fifo_timeout": 0.1,
-                "actors": None,
-                "code": ToPickle(()),
-                "annotations": ToPickle({}),
-                "span_metadata": ToPickle({}),
-            }
-        )
+        runs = [
+            (one.run_id, one.partition, one.epoch, one.is_anew, [encode_call(call) for call in one.calls])
+            for one in submissions
+        ]
+        self._send({"op": "engine-submit", "app": self._app, "runs": runs})
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._client is None or self._comm is None or self._comm.closed():
@@ -146,7 +123,7 @@ class Cluster:
         try:
             await client.register_plugin(RunsPlugin())
             await client.register_plugin(ReportPlugin(self._modules))
-            self._token, version = await client.scheduler.engine_token()
+            self._token, version, self.slots = await client.scheduler.engine_token()
         except Exception as error:  # whatever the other side answers: it is not a scheduler we can work with
             await client.close(timeout=2)
             raise DaskUnavailable(self.address, f"the scheduler refused the engine's plugin: {error}") from error
@@ -155,8 +132,6 @@ class Cluster:
             raise DaskUnavailable(self.address, f"it runs release {version} of the engine, this process {VERSION}")
         client.subscribe_topic(NAME, self._hear)
         client.subscribe_topic(REFUSED, self._warn)
-        # We hold no futures, so this comes for one reason alone: the scheduler could not take a whole graph.
-        client._stream_handlers["task-erred"] = self._refused
         # The first graph that a scheduler and its workers see takes them some hundred milliseconds: let it be this one.
         fire_and_forget(client.map(warm_up, range(_WARM_UP_CALLS), pure=False))
         self._client = client
@@ -185,15 +160,6 @@ class Cluster:
             remedy="where the state topic was made anew, restart the scheduler",
         )
 
-    def _refused(self, key: object = None, exception: object = None, traceback: object = None) -> None:
-        """Runs stay open, none begins, and readiness says why, until a scheduler is there that can read us."""
-        if not self.trouble:
-            logger.error("the Dask scheduler cannot read what is submitted", dask=self.address, key=key, error=str(exception))
-        cause = " ".join(str(exception).split())
-        self.trouble = (
-            f"the Dask scheduler at {self.address} cannot read what is submitted; restart it with this release: {cause}"
-        )
-
     async def _watch(self) -> None:
         """Notice a lost connection, a new scheduler at the old address, and get back in touch with either."""
         while True:
@@ -217,7 +183,7 @@ class Cluster:
             raise DaskUnavailable(self.address, "the connection is lost")
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                token, _ = await client.scheduler.engine_token()
+                token, _, self.slots = await client.scheduler.engine_token()
         except (OSError, TimeoutError) as error:
             raise DaskUnavailable(self.address, f"{error}") from error
         except Exception:  # a scheduler that does not know us: a new one at the old address

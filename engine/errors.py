@@ -64,6 +64,48 @@ class WiringError(EngineError):
         return f"task {self.task}: {self.cause}. {self.remedy}"
 
 
+class TooManyTasks(EngineError):
+    """Raised when a run makes more tasks than ``max_run_tasks`` allows. The flow run ends FAILED; what ran is told."""
+
+    def __init__(self, run_id: str, limit: int) -> None:
+        super().__init__(run_id, limit)
+        self.run_id, self.limit = run_id, limit
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id} has made {self.limit:,} tasks and asks for more: does it start tasks without end? "
+            "Where it is meant to be so large, raise max_run_tasks."
+        )
+
+
+class FlowChanged(EngineError):
+    """Raised when a flow, run again for a run that is open, makes other calls than before. The flow run ends CRASHED."""
+
+    def __init__(self, flow: str, recorded: str, replayed: str) -> None:
+        super().__init__(flow, recorded, replayed)
+        self.flow, self.recorded, self.replayed = flow, recorded, replayed
+
+    def __str__(self) -> str:
+        return (
+            f"the flow {self.flow} makes other calls than when this run began. Recorded: {self.recorded}. Now: {self.replayed}. "
+            "Give a changed flow a new name while runs are open, and take what may vary (time, chance, files) from tasks."
+        )
+
+
+class FlowBlocked(EngineError):
+    """Raised inside a flow that computes or waits for too long by itself, while others wait. The flow run ends FAILED."""
+
+    def __init__(self, flow: str, seconds: float) -> None:
+        super().__init__(flow, seconds)
+        self.flow, self.seconds = flow, seconds
+
+    def __str__(self) -> str:
+        return (
+            f"the flow {self.flow} ran for {self.seconds:g} s without awaiting anything, and every other flow waited for it. "
+            "A flow only wires tasks: put the work, the sleep or the request into a task."
+        )
+
+
 class EventError(EngineError):
     """Raised when an event cannot be read or bound. Its record goes to the dead-letter topic with ``reason``.
 
@@ -210,6 +252,69 @@ class ResultStuck(EngineError):
         )
 
 
+class TaskCrashed(EngineError):
+    """Raised where a task is waited for that the infrastructure has failed. A run that lets it through ends CRASHED."""
+
+    def __init__(self, type: str, message: str, traceback: str) -> None:
+        super().__init__(type, message, traceback)
+        self.type, self.message, self.traceback = type, message, traceback
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}"
+
+
+class EventTimeout(EngineError):
+    """Raised in a flow whose ``wait_for_event`` found no event in time. A run that lets it through ends FAILED."""
+
+    def __init__(self, topic: str, timeout_seconds: float) -> None:
+        super().__init__(topic, timeout_seconds)
+        self.topic, self.timeout_seconds = topic, timeout_seconds
+
+    def __str__(self) -> str:
+        return f"no event that matches came on the topic {self.topic} within {self.timeout_seconds:g} s"
+
+
+class ResultTooLarge(EngineError):
+    """Raised on a worker for a result that the result store does not take. Nothing was written; a failed attempt."""
+
+    def __init__(self, task: str, size: int, limit: int) -> None:
+        super().__init__(task, size, limit)
+        self.task, self.size, self.limit = task, size, limit
+
+    def __str__(self) -> str:
+        return (
+            f"the result of task {self.task} takes at least {self.size:,} bytes, the result store takes {self.limit:,}. "
+            "Write the data somewhere in the task and return where it is, or raise max_result_bytes."
+        )
+
+
+class ResultMissing(EngineError):
+    """Raised when the result store has no such result. The engine runs the task again; a reader finds it gone."""
+
+    exit_code = 3
+
+    def __init__(self, ref: str) -> None:
+        super().__init__(ref)
+        self.ref = ref
+
+    def __str__(self) -> str:
+        return (
+            f"no result {self.ref}: its task has not ended, or its run was deleted. "
+            "Is `results` the same setting here as where the task ran? Run the flow again to have it anew."
+        )
+
+
+class ResultStoreError(EngineError):
+    """Raised when the result store cannot be written or read. On a worker a failed attempt; correct what is named."""
+
+    def __init__(self, ref: str, cause: str, remedy: str) -> None:
+        super().__init__(ref, cause, remedy)
+        self.ref, self.cause, self.remedy = ref, cause, remedy
+
+    def __str__(self) -> str:
+        return f"result {self.ref}: {self.cause}. {self.remedy}"
+
+
 class TaskTimeout(EngineError):
     """Raised inside a task that ran longer than its ``timeout_seconds``. It counts as a failed attempt."""
 
@@ -256,3 +361,14 @@ class RunTimeout(EngineError):
 
     def __str__(self) -> str:
         return f"run {self.run_id} has not ended within {self.timeout_seconds:g} s; it goes on. Watch it again."
+
+
+class EventWaitError(EngineError):
+    """Raised in a flow that waits for an event when its wait cannot go on, e.g. for a ``where`` that raises."""
+
+    def __init__(self, topic: str, cause: str, remedy: str) -> None:
+        super().__init__(topic, cause, remedy)
+        self.topic, self.cause, self.remedy = topic, cause, remedy
+
+    def __str__(self) -> str:
+        return f"cannot wait for an event of topic {self.topic}: {self.cause}. {self.remedy}"

@@ -1,51 +1,73 @@
-"""The contract with what runs tasks: submissions go in, reports come out.
+"""The contract with what runs tasks: calls go in, reports come out.
 
-``engine.cluster`` fulfils it on Dask, ``engine.testing`` in the test's own process.
+``engine.cluster`` fulfils it on Dask, ``engine.inline`` in this process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from engine.states import Failure, State
 
+#: A place in a call's arguments: (VALUE, n, 0) is its n-th dependency, (LIST, n, m) those from n up to m, (ITEM, n, i)
+#: element i of its n-th dependency.
+Place = tuple[int, int, int]
+VALUE, LIST, ITEM = 0, 1, 2
+
 
 class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One task of a run, ready to be submitted. It travels to the worker whole."""
 
-    #: Index in call order within the run; with the run's id it makes the task's key.
-    index: int
+    #: "3": the third after the first call of the flow. "3.17": element 17 of the map that is that call. 16 hex digits: a
+    #: task that another one has started. With the run's id it makes the task's key.
+    index: str
     #: Name of the task; the empty text for the step that puts a flow's result together.
     task: str
     #: Where the worker finds the function: ``module:qualname``.
     function: str
     flow: str
     run_id: str
-    #: Pickled ``(args, kwargs)``, with a persistent id for each result of another call (engine.graph).
+    #: Pickled ``(args, kwargs)``, with a persistent id for each result of another call (engine.arguments).
     arguments: bytes
-    #: The calls whose results it takes, in the order of their persistent ids.
-    dependencies: tuple[int, ...]
+    #: Keys of the calls whose results it takes.
+    dependencies: tuple[str, ...]
+    #: What the persistent ids stand for; empty where each is the dependency of that number.
+    places: tuple[Place, ...]
     attempt: int
     #: Depth in the graph: the deeper, the sooner, so that a started pipeline is finished before the next begins.
     depth: int
     is_async: bool
-    #: Whether the value is the flow's result: the worker sends it back with its report.
+    #: Whether the value is sent back with the report: the flow's result, or what an async flow may look at.
     returns: bool
+    #: Whether the value is the flow's result.
+    is_final: bool
     inline_result_bytes: int
     timeout_seconds: float | None
-    #: The run's span, parent of the task's; and when the task was scheduled (seconds since the epoch).
+    #: The span that the attempt's is a child of; and when the task was scheduled (seconds since the epoch).
     traceparent: str
     scheduled_at: float
     #: Whether other calls take its value, which may have to travel to their worker.
     is_taken: bool = False
+    #: Whether a map waits to know how many elements its value has.
+    is_walked: bool = False
+    #: Whether the value is to be put into the result store, and taken from there.
+    persist: bool = False
+    map_index: int | None = None
+    #: The index of the task that started it; the empty text for the flow's own calls.
+    spawned_by: str = ""
 
     @property
     def key(self) -> str:
         """The key on the cluster: deterministic, so that a second owner finds what the first one submitted."""
         return key_of(self.task, self.run_id, self.index)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether its end is only complete with something about its value."""
+        return self.returns or self.is_walked
 
 
 class Submission(msgspec.Struct, frozen=True):
@@ -55,13 +77,15 @@ class Submission(msgspec.Struct, frozen=True):
     partition: int
     epoch: int
     calls: tuple[Call, ...]
+    #: Whether it is this owner's first of the run: what the cluster has heard of it is told again.
+    is_anew: bool = False
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What became of an attempt: RUNNING, COMPLETED, FAILED (user code) or CRASHED (the infrastructure)."""
 
     run_id: str
-    index: int
+    index: str
     state: State
     attempt: int
     #: Seconds since the epoch on the worker's clock; 0 where it never began.
@@ -69,24 +93,54 @@ class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):
     at: float
     worker: str
     error: Failure | None = None
-    #: The encoded result of a call that returns, where it is small enough.
+    #: A failed attempt with another one to come: after how long. The call waits on the cluster until it is submitted again.
+    retry_in_seconds: float | None = None
+    #: The encoded value of a call that returns, where it is small enough.
     result: bytes | None = None
-    #: Why a result that returns did not travel: "too large" or "not encodable: …".
+    #: Why the value of a call that returns did not travel: "too large" or "not encodable: …".
     kept: str | None = None
+    #: Where the result store has the value.
+    stored: str | None = None
+    #: How many elements the value of a call that is walked has.
+    length: int | None = None
+    #: Indices of the children whose results its value waits for.
+    tail: tuple[str, ...] = ()
+    #: What puts the value together once they are there; between worker and scheduler alone.
+    continuation: Call | None = None
+    #: Indices of the children whose failure it was told of: it has dealt with them.
+    handled: tuple[str, ...] = ()
+    #: Tasks that it has just started.
+    spawned: tuple[Call, ...] = ()
+    #: Something the states should say of the end, e.g. that a worker had to be restarted.
+    remark: str | None = None
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether somebody may wait for it: it must be heard before the cluster itself hears of the end."""
+        return self.error is not None or self.continuation is not None or self.has_value
+
+    @property
+    def has_value(self) -> bool:
+        """Whether it says something of the call's value."""
+        return not (self.result is None and self.kept is None and self.stored is None and self.length is None)
 
 
-#: Reports as they travel from worker to scheduler to engine.
+#: Reports as they travel from worker to scheduler to engine, and calls the other way.
 encode_reports = msgspec.msgpack.Encoder().encode
 decode_reports = msgspec.msgpack.Decoder(list[Report]).decode
+encode_call = msgspec.msgpack.Encoder().encode
+decode_call = msgspec.msgpack.Decoder(Call).decode
 
 OnReports = Callable[[Sequence[Report]], None]
 
 
 class Executor(Protocol):
-    """Runs submissions. Its methods but start and close never wait."""
+    """Runs submissions. Its methods but start, fetch and close never wait."""
 
     #: Empty while it can take submissions; otherwise why not.
     trouble: str
+    #: How many calls can run at a time, as far as it is known.
+    slots: int
 
     async def start(self, on_reports: OnReports, on_reset: Callable[[], None]) -> None:
         """Connect. ``on_reset`` is called whenever everything submitted was lost and must be submitted again.
@@ -100,15 +154,18 @@ class Executor(Protocol):
         ...
 
     def submit(self, submissions: Sequence[Submission]) -> None:
-        """Submit all in one message. What the cluster has already is attached to, not run again."""
-        ...
+        """Submit all in one message. What the cluster has already is attached to, not run again.
 
-    def forget(self, run_id: str, keys: Sequence[str]) -> None:
-        """Drop these calls, so that they can be submitted for another attempt."""
+        A call that waits for its next attempt is run when it is submitted with a higher attempt than before.
+        """
         ...
 
     def release(self, run_id: str, keep_seconds: float) -> None:
         """The run's end is safely on the state topic: its results may go, after ``keep_seconds``."""
+        ...
+
+    async def fetch(self, call: Call) -> Any:
+        """The value of a call that has completed. Raises LookupError where it is lost."""
         ...
 
     async def close(self) -> None:
@@ -116,7 +173,7 @@ class Executor(Protocol):
         ...
 
 
-def key_of(task: str, run_id: str, index: int) -> str:
+def key_of(task: str, run_id: str, index: str) -> str:
     """Key of a call on the cluster. Beginning with the task's name it shares a group on Dask's scheduler."""
     return f"{task or 'result'}-{run_id}-{index}"
 
@@ -125,3 +182,18 @@ def run_of(key: str) -> str | None:
     """The run that a key belongs to; None for keys that are not ours."""
     parts = key.rsplit("-", 2)
     return parts[1] if len(parts) == 3 and len(parts[1]) == 32 else None
+
+
+def index_of(key: str) -> str:
+    """The index of the call that a key of ours belongs to."""
+    return key.rpartition("-")[2]
+
+
+def values_at(places: Sequence[Place], results: Sequence[Any]) -> Sequence[Any]:
+    """What stands at each place of a call's arguments, given the results of its dependencies in order."""
+    if not places:
+        return results
+    return [
+        results[first] if kind == VALUE else list(results[first:second]) if kind == LIST else results[first][second]
+        for kind, first, second in places
+    ]

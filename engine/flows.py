@@ -63,6 +63,7 @@ class Flow(Generic[P, R]):
         self.module = function.__module__
         #: How a worker finds it.
         self.reference = f"{function.__module__}:{function.__qualname__}"
+        self.is_async = inspect.iscoroutinefunction(function)
         self.__name__ = function.__name__
         self.__qualname__ = function.__qualname__
         self.__doc__ = function.__doc__
@@ -128,9 +129,8 @@ class Flow(Generic[P, R]):
                 f"the flow {self.name} is defined inside a function, where the engine cannot find it",
                 "Move it to the top of the module.",
             )
-        is_coroutine = inspect.iscoroutinefunction(self.function) and not self.pack
-        if is_coroutine or inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function):
-            self._refuse(f"the flow {self.name} is not a plain function", "Declare it with def; it only wires tasks.")
+        if inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function):
+            self._refuse(f"the flow {self.name} is a generator", "Return what it makes, or hand it to a task.")
         earlier = getattr(self.function, "__globals__", {}).get(self.function.__name__)
         if isinstance(earlier, Flow) and earlier.place != self.place and self.module != "__main__":
             self._refuse(

@@ -5,16 +5,30 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from engine.errors import TaskFailed
-from engine.executor import Call, OnReports, Report, Submission
+from engine.executor import Call, OnReports, Report, Submission, index_of
+from engine.spawning import ChildFailed
+from engine.states import State
 from engine.telemetry import Tracer
-from engine.worker import execute, execute_async
+from engine.worker import Postponed, execute, execute_async
 
 #: What a call that failed, or that depends on one, leaves to its dependents: they do not run.
 _FAILED = object()
+
+
+class _Entry:
+    """A call, what runs it, and what it has come to."""
+
+    __slots__ = ("again", "call", "report", "running")
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.again = asyncio.Event()
+        self.running: asyncio.Task[Any]
+        self.report: Report | None = None
 
 
 class InlineExecutor:
@@ -22,12 +36,14 @@ class InlineExecutor:
 
     def __init__(self, threads: int = 4, tracer: Tracer | None = None) -> None:
         self.trouble = ""
+        self.slots = threads
         self.address = "inline"
         self.tracer = tracer or Tracer(None, None, None)
-        self._pool = ThreadPoolExecutor(threads, "engine-inline")
-        #: Calls by run and index, whether they run, wait or are done.
-        self._calls: dict[str, dict[int, asyncio.Task[Any]]] = {}
-        self._reports: dict[tuple[str, int], Report] = {}
+        self._free = asyncio.Semaphore(threads)
+        #: A thread that waits for a child gives its place up, and another one takes it: there are more than places.
+        self._pool = ThreadPoolExecutor(10_000, "engine-inline")
+        #: By run and index.
+        self._calls: dict[str, dict[str, _Entry]] = {}
         self._on_reports: OnReports = lambda reports: None
         self._loop: asyncio.AbstractEventLoop
 
@@ -42,30 +58,24 @@ class InlineExecutor:
     def submit(self, submissions: Sequence[Submission]) -> None:
         """See engine.executor.Executor."""
         for submission in submissions:
-            calls = self._calls.setdefault(submission.run_id, {})
-            for call in submission.calls:  # in call order: what a call depends on is there before it
-                if call.index not in calls:
-                    calls[call.index] = self._loop.create_task(self._run(call, calls), name=call.key)
-                elif (report := self._reports.get((call.run_id, call.index))) is not None:
-                    self._loop.call_soon(self._on_reports, [report])
-
-    def forget(self, run_id: str, keys: Sequence[str]) -> None:
-        """See engine.executor.Executor."""
-        for key in keys:
-            index = int(key.rpartition("-")[2])
-            self._reports.pop((run_id, index), None)
-            if (task := self._calls.get(run_id, {}).pop(index, None)) is not None:
-                task.cancel()
+            for call in submission.calls:
+                self._submit(call)
 
     def release(self, run_id: str, keep_seconds: float) -> None:
         """Drop what the run has left; results are not kept for anybody here."""
-        for index, task in self._calls.pop(run_id, {}).items():
-            self._reports.pop((run_id, index), None)
-            task.cancel()
+        for entry in self._calls.pop(run_id, {}).values():
+            entry.running.cancel()
+
+    async def fetch(self, call: Call) -> Any:
+        """See engine.executor.Executor."""
+        entry = self._calls.get(call.run_id, {}).get(call.index)
+        if entry is None:
+            raise LookupError(f"the result of {call.key} is not there")
+        return await asyncio.shield(entry.running)
 
     async def close(self) -> None:
         """Stop what waits; a thread that runs is waited for."""
-        running = [task for calls in self._calls.values() for task in calls.values()]
+        running = [entry.running for calls in self._calls.values() for entry in calls.values()]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -77,16 +87,105 @@ class InlineExecutor:
 
     def end(self, report: Report) -> None:
         """See engine.worker.Reporter."""
-        self._reports[report.run_id, report.index] = report
-        self._loop.call_soon_threadsafe(self._on_reports, [report])
+        self._loop.call_soon_threadsafe(self._hear, report)
 
-    async def _run(self, call: Call, calls: dict[int, asyncio.Task[Any]]) -> Any:
-        results = [await asyncio.shield(calls[index]) for index in call.dependencies]
-        if any(result is _FAILED for result in results):
-            return _FAILED  # unreported: the engine knows what is downstream of a failure
+    def spawn(self, report: Report) -> None:
+        """See engine.spawning.Nursery."""
+        self._loop.call_soon_threadsafe(self._hear, report)
+
+    def ended(self, call: Call, key: str) -> Future[Any]:
+        """See engine.spawning.Nursery."""
+        return asyncio.run_coroutine_threadsafe(self._wait_for(call.run_id, index_of(key)), self._loop)
+
+    def secede(self, call: Call) -> None:
+        """See engine.spawning.Nursery."""
+        if not call.is_async:
+            self._loop.call_soon_threadsafe(self._free.release)
+
+    def _submit(self, call: Call) -> None:
+        calls = self._calls.setdefault(call.run_id, {})
+        entry = calls.get(call.index)
+        if entry is None:
+            entry = calls[call.index] = _Entry(call)
+            entry.running = self._loop.create_task(self._run(entry, calls), name=call.key)
+        elif call.attempt > entry.call.attempt:
+            entry.call = call
+            entry.again.set()
+        elif entry.report is not None:
+            self._loop.call_soon(self._on_reports, [entry.report])
+
+    def _hear(self, report: Report) -> None:
+        for child in report.spawned:
+            self._submit(child)
+        entry = self._calls.get(report.run_id, {}).get(report.index)
+        if entry is not None and report.state is not State.RUNNING:
+            entry.report = report
+        self._on_reports([report])
+
+    async def _run(self, entry: _Entry, calls: dict[str, _Entry]) -> Any:
+        while True:
+            call = entry.call
+            # Children may be on their way: what starts them was told before what needs them, but runs in another thread.
+            results = [await asyncio.shield(calls[index_of(key)].running) for key in call.dependencies]
+            if any(result is _FAILED for result in results):
+                return _FAILED  # unreported: the engine knows what is downstream of a failure
+            try:
+                return await self._execute(call, results)
+            except TaskFailed:
+                await asyncio.sleep(0)  # its report, from another thread, is heard first
+                return _FAILED
+            except Postponed:
+                await self._until_reported(entry)
+                if entry.report is not None and entry.report.continuation is not None:
+                    entry.call = entry.report.continuation
+                    entry.report = None
+                    continue
+                await entry.again.wait()
+                entry.again.clear()
+                entry.report = None
+
+    async def _until_reported(self, entry: _Entry) -> None:
+        while entry.report is None:  # on its way from the thread through the loop: it was sent before the exception
+            await asyncio.sleep(0)
+
+    async def _execute(self, call: Call, results: Sequence[Any]) -> Any:
+        if call.is_async:
+            return await execute_async(call, results, self)
+        await self._free.acquire()
+        seceded = _Seceded(self, call)
         try:
-            if call.is_async:
-                return await execute_async(call, results, self)
-            return await self._loop.run_in_executor(self._pool, functools.partial(execute, call, results, self))
-        except TaskFailed:
-            return _FAILED  # its report has said why
+            return await self._loop.run_in_executor(self._pool, functools.partial(execute, call, results, seceded))
+        finally:
+            if not seceded.has_left:
+                self._free.release()
+
+    async def _wait_for(self, run_id: str, index: str) -> Any:
+        value = await asyncio.shield(self._calls[run_id][index].running)
+        if value is not _FAILED:
+            return value
+        entry = self._calls[run_id][index]
+        while entry.report is None or entry.report.error is None:
+            # It has no value because of a child of its own, or of what it was given.
+            needed = [self._calls[run_id][index_of(key)] for key in entry.call.dependencies]
+            entry = [one for one in needed if await self._has_failed(one)][0]
+        raise ChildFailed(entry.report)
+
+    async def _has_failed(self, entry: _Entry) -> bool:
+        return await asyncio.shield(entry.running) is _FAILED
+
+
+class _Seceded:
+    """The reporter of one call in a thread, which notes that the call has given its place up."""
+
+    def __init__(self, executor: InlineExecutor, call: Call) -> None:
+        self._executor = executor
+        self.address = executor.address
+        self.tracer = executor.tracer
+        self.begin, self.end, self.spawn, self.ended = executor.begin, executor.end, executor.spawn, executor.ended
+        self.has_left = False
+
+    def secede(self, call: Call) -> None:
+        """See engine.spawning.Nursery; only the first time counts."""
+        if not self.has_left:
+            self.has_left = True
+            self._executor.secede(call)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -130,7 +131,10 @@ class Intake:
             attempt=0,
             at=utc(now),
             parameters=msgspec.Raw(match.parameters),
-            event=Origin(event.source, event.id, event.type, record.topic, record.partition, record.offset),
+            event=Origin(
+                *(event.source, event.id, event.type, record.topic, record.partition, record.offset),
+                at=datetime.fromtimestamp(record.timestamp_ms / 1000, UTC),
+            ),
             key=match.key,
         )
 

@@ -188,6 +188,21 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             raise self._connection.unavailable(error) from error
         return None if found is None else int(found.offset)
 
+    async def position(self, partition: Partition) -> int:
+        """Where reading goes on: after the last record handed out, and after gaps. Raises KafkaUnavailable."""
+        place = TopicPartition(*partition)
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                offset: int = await self._consumer.position(place)
+        except UNREACHABLE as error:
+            raise self._connection.unavailable(error) from error
+        fetching = self._fetching
+        if fetching is not None and fetching.done() and not fetching.cancelled() and fetching.exception() is None:
+            # Fetched, but not handed out yet.
+            held = fetching.result().get(place)
+            return int(held[0].offset) if held else offset
+        return offset
+
     async def close(self) -> None:
         """Leave the group (without a commit) and free everything."""
         if self._consumer is None:

@@ -9,6 +9,7 @@ import random
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -100,11 +101,9 @@ class MemoryBroker:
 
     async def news(self, timeout_seconds: float) -> None:
         """Wait until somebody tells, at most so long."""
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._news.wait()
-        except TimeoutError:
-            return
 
     async def rebalance(self, group: _Group) -> None:
         """Take all partitions from all members, then hand them out in turn, as Kafka's eager rebalancing does."""
@@ -213,6 +212,10 @@ class MemorySource:
         offset = bisect.bisect_left(log, timestamp_ms, key=lambda record: record.timestamp_ms)
         return offset if offset < len(log) else None
 
+    async def position(self, partition: Partition) -> int:
+        """Where reading goes on."""
+        return self._offsets[partition]
+
     async def close(self) -> None:
         """Leave the group (without a commit)."""
         if self._closed:
@@ -269,8 +272,7 @@ class MemorySource:
             if place in self._paused or len(records) >= max_records:
                 continue
             log, offset = self._broker.log(place), self._offsets[place]
-            if offset > len(log):
-                # As Kafka does where an offset is out of range.
+            if offset > len(log):  # out of range: as Kafka does
                 offset = len(log) if self._from_latest else 0
             found = log[offset : offset + max_records - len(records)]
             del self._offsets[place]
@@ -287,8 +289,7 @@ class MemorySink:
     """A producer whose records arrive once and in order within a partition."""
 
     def __init__(self, broker: MemoryBroker) -> None:
-        self._broker = broker
-        self._closed = False
+        self._broker, self._closed = broker, False
 
     async def start(self) -> None:
         """Nothing to connect to."""

@@ -14,15 +14,17 @@ from typing import Any
 import msgspec
 
 from engine.errors import TaskTimeout
+from engine.failures import failure_of
+from engine.handles import recorder
 from engine.logs import context_variables
 from engine.packed_handles import Absent, Suspended
 from engine.packed_memos import Key, Wait
 from engine.parcels import PackedRun, TaskOutcome
 from engine.retries import next_wait_seconds
 from engine.states import Failure, State
-from engine.tasks import Task, recorder
+from engine.tasks import Task
 from engine.telemetry import Tracer, is_sampled
-from engine.worker import _Deadline, _TimeIsOver, failure_of
+from engine.worker import _Deadline, _TimeIsOver
 
 #: A retry that comes so soon is waited for on the worker; a way to the engine and back takes longer.
 MAX_WAIT_SECONDS = 0.005

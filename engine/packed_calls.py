@@ -13,19 +13,15 @@ from contextvars import Context
 from typing import Any
 
 from engine import packed_memos as memos
-from engine import tasks as _tasks
 from engine.errors import WiringError
+from engine.handles import Recorder, Unmapped, recorder
 from engine.packed_attempts import MAX_WAIT_SECONDS, Attempts, failure_in_user_code
 from engine.packed_handles import Absent, PackedHandle, PackedMap, PackedRows, Unavailable, filled, filled_all
 from engine.packed_loops import Running, filled_later, is_on_loop
 from engine.parcels import Outcome, PackedRun, TaskOutcome, encode_tasks
 from engine.states import Failure, State
-from engine.tasks import Task, recorder
+from engine.tasks import Task
 from engine.telemetry import Tracer
-
-#: Arguments of ``map`` that are the same in every call, and whether tasks can spawn others: where engine.tasks has them.
-_UNMAPPED: Any = getattr(_tasks, "Unmapped", ())
-_CAN_SPAWN = hasattr(Task, "spawn")
 
 
 class Recording:
@@ -39,7 +35,7 @@ class Recording:
         self._context = context
         self._calls = 0
         self._handles: list[PackedHandle] = []
-        self._attempts = Attempts(flow, run, context, self._spawner if _CAN_SPAWN else None, tracer, worker)
+        self._attempts = Attempts(flow, run, context, self._spawner, tracer, worker)
         self._running: Running | None = None
         self._memo = memos.read(run.memo) if run.memo else None
         if self._memo is not None:
@@ -115,9 +111,7 @@ class Recording:
         if self._running is not None:
             self._running.close()
 
-    def call(
-        self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], map_index: int | None = None
-    ) -> PackedHandle:
+    def call(self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> PackedHandle:
         """Run ``task`` here and now (an ``async def`` one of an async flow: soon); answers its handle. Raises WiringError."""
         index = str(self._calls)
         self._calls += 1
@@ -128,6 +122,14 @@ class Recording:
         index = str(self._calls)
         self._calls += 1
         return self.map_as(index, task, columns, fixed)
+
+    def wait(self, handle: Any) -> Any:
+        """See engine.handles.Recorder; packed handles ask nobody."""
+        return handle
+
+    def result(self, handle: Any) -> Any:
+        """The same for ``handle.result()``."""
+        return handle.result()
 
     def call_as(self, index: str, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> PackedHandle:
         """``call`` with an index of its own."""
@@ -183,18 +185,18 @@ class Recording:
             rows._value = self._fail(rows, error)
 
     def _rows(self, index: str, task: Task[Any, Any], columns: Sequence[Any], fixed: dict[str, Any]) -> PackedMap:
-        lengths = {len(column) for column in columns if not isinstance(column, _UNMAPPED)}
+        lengths = {len(column) for column in columns if not isinstance(column, Unmapped)}
         if len(lengths) != 1:
             cause = f"map over columns of unequal length: {', '.join(map(str, sorted(lengths)))}"
             raise WiringError(task.name, cause, "Make them equally long.")
         [length] = lengths
-        walked = [[column.value] * length if isinstance(column, _UNMAPPED) else column for column in columns]
+        walked = [[column.value] * length if isinstance(column, Unmapped) else column for column in columns]
         rows = zip(*walked, strict=True)
         return PackedMap([self.call_as(f"{index}.{place}", task, row, fixed) for place, row in enumerate(rows)])
 
     def _settle(self, handle: PackedHandle, value: Any) -> None:
         """Give a handle its value, which may hold handles of tasks that the call has spawned."""
-        if _CAN_SPAWN and self._handles[-1] is not handle:
+        if self._handles[-1] is not handle:
             try:
                 value = filled(value)
             except Unavailable as missing:
@@ -238,7 +240,7 @@ class Recording:
 
     async def _settle_later(self, handle: PackedHandle, value: Any) -> None:
         try:
-            handle._value = await filled_later(value) if _CAN_SPAWN else value
+            handle._value = await filled_later(value)
         except Unavailable as missing:
             handle._value = missing.absent  # as in _settle
 
@@ -253,7 +255,7 @@ class Recording:
             self._running = Running()
         return self._running
 
-    def _spawner(self, index: str) -> _Spawner:
+    def _spawner(self, index: str) -> Recorder:
         return _Spawner(self, index)
 
     def _recall(self, memo: memos.Memo, key: memos.Key) -> tuple[PackedHandle | None, int]:
@@ -291,15 +293,21 @@ class _Spawner:
         self._index = index
         self._count = 0
 
-    def call(
-        self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], map_index: int | None = None
-    ) -> PackedHandle:
+    def call(self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> PackedHandle:
         """See Recording.call."""
         return self._recording.call_as(self._next(), task, args, kwargs)
 
     def map(self, task: Task[Any, Any], columns: Sequence[Any], fixed: dict[str, Any]) -> Any:
         """See Recording.map."""
         return self._recording.map_as(self._next(), task, columns, fixed)
+
+    def wait(self, handle: Any) -> Any:
+        """See Recording.wait."""
+        return handle
+
+    def result(self, handle: Any) -> Any:
+        """See Recording.result."""
+        return handle.result()
 
     def _next(self) -> str:
         self._count += 1

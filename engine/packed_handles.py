@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 
 from engine.errors import TaskFailed, WiringError
+from engine.handles import Handle
 from engine.states import Failure, State
-from engine.tasks import Handle
 
 
 class Absent:
@@ -69,7 +69,6 @@ class PackedHandle(Handle):
     """A handle that carries its value. To a flow it looks like any other: the value comes out by ``await`` alone."""
 
     __slots__ = ("_value",)
-    index: Any  #: "3": the call after the third; "3.17": an element of a map; "3+0": what the task has spawned.
 
     def __init__(self, task: str, index: str, value: Any) -> None:
         self.task = task

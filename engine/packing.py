@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
-from inspect import iscoroutinefunction
 from typing import Any
 
 import structlog
@@ -79,7 +78,7 @@ class _PackedFlow:
 
     def __init__(self, flow: Flow[..., Any], parcel: Parcel, tracer: Tracer, worker: str, context: Context) -> None:
         self._flow = flow
-        self._is_async = iscoroutinefunction(flow.function)
+        self._is_async = flow.is_async
         self._limit = parcel.inline_result_bytes
         self._tracer = tracer if tracer.is_on else None
         self._worker = worker

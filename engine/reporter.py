@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
-from distributed import Worker, get_worker
+from distributed import Reschedule, Worker, get_worker, secede
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.utils_comm import gather_from_workers
+from distributed.worker_state_machine import SecedeEvent
 from tornado.ioloop import PeriodicCallback
 
-from engine.executor import Call, Report, encode_reports
+from engine.executor import Call, Report, decode_call, decode_reports, encode_reports
 from engine.logs import logger
+from engine.spawning import ChildFailed
 from engine.telemetry import Tracer
-from engine.worker import execute, execute_async
+from engine.worker import Postponed, execute, execute_async
 
 NAME = "engine"
 #: A RUNNING report of its own is sent for attempts that last longer; shorter ones are told with their end.
@@ -42,9 +47,12 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         self.tracer = Tracer.from_environment("engine-worker")
         self._worker = worker
         self._ended: deque[Report] = deque()
-        self._begun: dict[tuple[str, int], Report] = {}
+        self._begun: dict[tuple[str, str], Report] = {}
         self._is_urgent = False
         self._sharing: object | None = None
+        #: Who waits for which key.
+        self._awaited: dict[str, list[Future[Any]]] = {}
+        worker.stream_handlers["engine-ended"] = self._hear_ended
         self._live = PeriodicCallback(self._tell_live, _LIVE_INTERVAL_MS)
         worker.loop.add_callback(self._live.start)
         worker.loop.add_callback(self._preload)
@@ -70,9 +78,63 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
     def end(self, report: Report) -> None:
         """See engine.worker.Reporter."""
         self._begun.pop((report.run_id, report.index), None)
-        if report.error is not None or report.result is not None or report.kept is not None:
+        if report.is_urgent:
             self._is_urgent = True  # before it can be seen in the buffer: this is not the event loop's thread
         self._ended.append(report)
+
+    def spawn(self, report: Report) -> None:
+        """See engine.spawning.Nursery."""
+        self._ended.append(report)
+        self._worker.loop.add_callback(self._flush)
+
+    def ended(self, call: Call, key: str) -> Future[Any]:
+        """See engine.spawning.Nursery."""
+        future: Future[Any] = Future()
+        self._worker.loop.add_callback(self._await, key, future)
+        return future
+
+    def secede(self, call: Call) -> None:
+        """See engine.spawning.Nursery."""
+        if not call.is_async:
+            secede()
+            return
+        # distributed's own function is for threads; the state machine takes the same event from a coroutine.
+        stimulus_id = f"engine-secede-{time.time()}"
+        self._worker.handle_stimulus(SecedeEvent(key=call.key, compute_duration=0.0, stimulus_id=stimulus_id))
+
+    def _await(self, key: str, future: Future[Any]) -> None:
+        if key in self._worker.data:
+            future.set_result(self._worker.data[key])
+            return
+        self._flush()  # the scheduler has to know of the child before it is asked about it
+        futures = self._awaited.setdefault(key, [])
+        futures.append(future)
+        if len(futures) == 1:
+            self._worker.batched_send({"op": "engine-await", "key": key})
+
+    async def _hear_ended(self, key: str, who_has: Sequence[str], report: bytes | None) -> None:
+        """The scheduler says what a key that is waited for has come to."""
+        futures = self._awaited.pop(key, [])
+        if report is not None:
+            [failed] = decode_reports(report)
+            for future in futures:
+                if not future.cancelled():  # who waited may have run out of time
+                    future.set_exception(ChildFailed(failed))
+            return
+        try:
+            if key in self._worker.data:
+                value = self._worker.data[key]
+            else:
+                data, _, _, _ = await gather_from_workers({key: list(who_has)}, rpc=self._worker.rpc)
+                value = data[key]
+        except Exception as error:  # its worker died, or was not there to answer: it is made again, so ask again
+            logger.info("the result of a child is not where it was; asking again", key=key, error=repr(error))
+            for future in futures:
+                self._await(key, future)
+            return
+        for future in futures:
+            if not future.cancelled():
+                future.set_result(value)
 
     def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
         """Called in the event loop while a task ends, before Dask's own message of it is sent.
@@ -109,14 +171,23 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         self._worker.batched_send({"op": "engine-report", "reports": encode_reports(reports)})
 
 
-def run_call(call: Call, *results: Any) -> Any:
+def run_call(call: bytes, *results: Any) -> Any:
     """The function of every task on the cluster."""
-    return execute(call, results, get_worker().plugins[NAME])
+    try:
+        return execute(decode_call(call), results, get_worker().plugins[NAME])
+    except Postponed:
+        pass
+    # Outside of the handler, so that it has no context. The scheduler plugin has heard already what the call waits for.
+    raise Reschedule
 
 
-async def run_async_call(call: Call, *results: Any) -> Any:
+async def run_async_call(call: bytes, *results: Any) -> Any:
     """The same for ``async def`` tasks, which run on the worker's event loop."""
-    return await execute_async(call, results, get_worker().plugins[NAME])
+    try:
+        return await execute_async(decode_call(call), results, get_worker().plugins[NAME])
+    except Postponed:
+        pass
+    raise Reschedule
 
 
 def warm_up(_: int) -> None:

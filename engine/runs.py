@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from typing import Any
 
-from engine.states import Failure, Origin, State, StateChange, follow, utc
+from engine.states import ABSENT, Failure, Origin, State, StateChange, follow, utc
 
 
 def run_id_of(app: str, flow: str, source: str, event_id: str) -> str:
@@ -21,19 +22,35 @@ def run_id_of(app: str, flow: str, source: str, event_id: str) -> str:
     return digest.hexdigest()
 
 
-def task_run_id_of(run_id: str, task: str, index: int) -> str:
+def task_run_id_of(run_id: str, task: str, index: str) -> str:
     """The id of a task run: its run, its task and its place in the order of calls."""
     return f"{run_id}/{task}/{index}"
+
+
+def logical(index: str) -> str:
+    """The index of a call within its flow: what follows ``~`` says in which attempt of the flow it was made anew."""
+    return index.partition("~")[0]
+
+
+def index_of_task_run(task_run_id: str) -> str:
+    """The index that a task run has on the cluster."""
+    return task_run_id.rpartition("/")[2]
 
 
 class TaskRun:
     """What is known of one task run."""
 
-    __slots__ = ("attempt", "state")
+    __slots__ = ("attempt", "error", "length", "result", "spawned_by", "state", "wakes_at")
 
     def __init__(self) -> None:
         self.state: State | None = None
         self.attempt = 0
+        self.error: Failure | None = None
+        #: Its encoded value, where it was told (to an async flow).
+        self.result: bytes | None = None
+        self.length: int | None = None
+        self.spawned_by: str | None = None
+        self.wakes_at: datetime | None = None
 
 
 class FlowRun:
@@ -41,14 +58,16 @@ class FlowRun:
 
     __slots__ = (
         "attempt",
+        "called",
+        "ended",
         "event",
-        "failure",
         "flow",
         "key",
         "offset",
         "parameters",
         "record_key",
         "run_id",
+        "running_at",
         "scheduled_at",
         "seq",
         "state",
@@ -70,9 +89,13 @@ class FlowRun:
         self.state: State = scheduled.state
         self.seq = scheduled.seq
         self.attempt = 0
-        #: The first task that failed or crashed, which decides the end of the run; None while there is none.
-        self.failure: tuple[State, Failure] | None = None
+        #: When its current attempt began.
+        self.running_at = 0.0
         self.tasks: dict[str, TaskRun] = {}
+        #: The ends of its tasks, in order: id and time.
+        self.ended: list[tuple[str, float]] = []
+        #: The tasks that the current attempt of the flow has called, by index.
+        self.called: dict[str, str] = {}
 
     def apply(self, change: StateChange) -> bool:
         """Take in a change read from the state topic; False for one that was taken in before.
@@ -84,14 +107,32 @@ class FlowRun:
         if change.task_run_id is None:
             self.state = follow(self.run_id, self.state, change.state)
             self.attempt = change.attempt
+            if change.state is State.RUNNING:
+                self.running_at = change.at.timestamp()
+                self.called.clear()
         else:
-            task = self.tasks.setdefault(change.task_run_id, TaskRun())
-            task.state = follow(change.task_run_id, task.state, change.state)
-            task.attempt = change.attempt
-            if change.error is not None and change.state.is_end and self.failure is None:
-                self.failure = (change.state, change.error)
+            self._apply_task(change.task_run_id, change)
         self.seq = change.seq
         return True
+
+    def _apply_task(self, task_run_id: str, change: StateChange) -> None:
+        task = self.tasks.get(task_run_id)
+        if task is None:
+            task = self.tasks[task_run_id] = TaskRun()
+        task.state = follow(task_run_id, task.state, change.state)
+        task.attempt = change.attempt
+        if change.state is State.SCHEDULED:
+            task.wakes_at = change.wakes_at
+            if change.spawned_by is None:
+                self.called[logical(index_of_task_run(task_run_id)).partition(".")[0]] = change.task or ""
+            else:
+                task.spawned_by = change.spawned_by
+        elif change.state.is_end:
+            self.ended.append((task_run_id, change.at.timestamp()))
+            task.error = change.error
+            task.length = change.length
+            if change.result is not ABSENT:
+                task.result = bytes(change.result)
 
     def advance(self, state: State, at: float, epoch: int, **details: Any) -> StateChange:
         """The flow run's next change, applied. Raises IllegalTransition."""
@@ -117,3 +158,33 @@ class FlowRun:
         )
         self.apply(change)
         return change
+
+    def generation(self, task_run_id: str) -> int:
+        """The attempt of the flow in which a task run of its own was made."""
+        return int(index_of_task_run(task_run_id).partition("~")[2] or 1)
+
+    def actual_index(self, task: str, index: str) -> str:
+        """The index on the cluster of a flow's call in this attempt of the flow: what has completed is not made anew."""
+        if self.attempt <= 1:
+            return index
+        for generation in range(self.attempt, 0, -1):
+            made = index if generation == 1 else f"{index}~{generation}"
+            known = self.tasks.get(task_run_id_of(self.run_id, task, made))
+            if known is not None and (generation == self.attempt or known.state is State.COMPLETED):
+                return made
+        return f"{index}~{self.attempt}"
+
+    def orphans(self) -> tuple[set[str], set[str]]:
+        """Indices of the open children, and of the tasks above them: those have to be heard of again to go on with these."""
+        children: set[str] = set()
+        above: set[str] = set()
+        for task_run_id, task in self.tasks.items():
+            if task.spawned_by is None or (task.state is not None and task.state.is_end):
+                continue
+            children.add(index_of_task_run(task_run_id))
+            parent: str | None = task.spawned_by
+            while parent is not None and (index := index_of_task_run(parent)) not in above:
+                above.add(index)
+                known = self.tasks.get(parent)
+                parent = known.spawned_by if known is not None else None
+        return children, above

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from engine.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "ENGINE_"
 FILE_NAME = "engine.toml"
+#: Protocols of result stores in whose URLs an @ is part of the address, not of a secret.
+_STORES_WITH_USERS = frozenset({"abfs", "abfss", "az", "sftp", "ssh", "smb", "hdfs", "webhdfs"})
 
 
 class Secret(str):
@@ -66,10 +69,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_open_runs: int = 2_000
     #: Records taken from Kafka in one go.
     poll_records: int = 1_000
-    #: Results up to this size travel in COMPLETED; larger ones stay on the cluster.
+    #: Results up to this size travel in COMPLETED; larger ones go into the result store, or stay on the cluster.
     inline_result_bytes: int = 16_384
+    #: The result store, a URL of fsspec that engine and workers all reach, e.g. ``file:///var/lib/engine/results`` or
+    #: ``s3://bucket/prefix``; empty for none. Whoever may write there may run code on the workers.
+    results: str = ""
+    #: The largest result that the store takes.
+    max_result_bytes: int = 256 * 1024 * 1024
     #: How long a result that did not travel stays on the cluster after its run has ended.
     result_ttl_seconds: float = 600.0
+
+    #: Tasks that one run may have.
+    max_run_tasks: int = 100_000
+    #: About how many elements of maps one run has on the cluster at a time.
+    map_window: int = 2_000
+    #: How long a flow may compute without awaiting or returning, while every other flow waits for it.
+    flow_timeout_seconds: float = 10.0
 
     #: DEBUG, INFO, WARNING or ERROR.
     log_level: str = "INFO"
@@ -147,6 +162,39 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def check_results(url: str) -> None:
+    """Raises SettingsError where ``url`` is no result store, without repeating a secret that may be in it."""
+    if not url:
+        return
+    protocol, _, rest = url.partition("://")
+    is_url = "://" in url and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", protocol) is not None
+    # Not by urlsplit, which misreads passwords with a / or ? in them: what is before the last @ or behind a ? never shows.
+    user, _, place = ("", "", rest) if rest.startswith("/") else rest.rpartition("@")
+    shown = f"{protocol}://{'***@' if user else ''}{re.split('[?#]', place)[0]}" if is_url else "***"
+    if not is_url:
+        cause, remedy = "is no URL of one file system", "Write file:///var/lib/engine/results or s3://bucket/prefix, say."
+    elif user and (protocol.lower() not in _STORES_WITH_USERS or ":" in user):
+        cause = "would carry credentials into logs and into references to results"
+        remedy = (
+            "Leave out what is before the @; use the store's own environment variables (for s3 AWS_ACCESS_KEY_ID and so on)."
+        )
+    elif re.search("[?#]", rest):
+        cause = "has a query or a fragment"
+        remedy = "Give protocol, place and folder alone, the rest in the store's own environment variables."
+    elif protocol.lower() in ("file", "local") and not rest.startswith("/"):
+        cause, remedy = (
+            "is relative, and workers have folders of their own",
+            "Give the whole path: file:///var/lib/engine/results.",
+        )
+    elif not rest.strip("/"):
+        cause, remedy = "names no place", "Add a folder or bucket, e.g. file:///var/lib/engine/results."
+    elif ".." in rest.split("/"):
+        cause, remedy = "leads out of its own folder", "Write the path without '..'."
+    else:
+        return
+    raise SettingsError("results", shown, cause, remedy)
+
+
 def _convert(values: Mapping[str, Any]) -> Settings:
     converted: dict[str, Any] = {}
     for key, value in values.items():
@@ -160,9 +208,17 @@ def _convert(values: Mapping[str, Any]) -> Settings:
             shown = "***" if field.type == Secret | None else str(value)
             raise SettingsError(key, shown, str(error), "Correct the flag, variable or line of engine.toml.") from error
     settings = Settings(**converted)
-    for key in ("state_partitions", "event_partitions", "max_open_runs", "poll_records", "max_record_bytes"):
+    for key in (
+        "state_partitions",
+        "event_partitions",
+        "max_open_runs",
+        "poll_records",
+        "max_record_bytes",
+        "max_result_bytes",
+    ):
         if getattr(settings, key) < 1:
             raise SettingsError(key, str(getattr(settings, key)), "must be at least 1", "Correct it.")
+    check_results(settings.results)
     if settings.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise SettingsError("log_level", settings.log_level, "is no such level", "Use DEBUG, INFO, WARNING or ERROR.")
     if not settings.app or not all(c.isalnum() or c in "._-" for c in settings.app):

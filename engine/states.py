@@ -73,6 +73,8 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     topic: str
     partition: int
     offset: int
+    #: When Kafka took the record, by its timestamp: what a run waits for may have come right behind it.
+    at: datetime | None = None
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False):
@@ -104,8 +106,10 @@ class StateChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     task: str | None = None
     task_run_id: str | None = None
     map_index: int | None = None
-    #: The task runs whose results this one takes.
+    #: The task runs whose results this one takes; a map taken as a whole stands as ``run_id/task/index`` of the map.
     parents: tuple[str, ...] = ()
+    #: The task run that started this one, where that was not the flow itself.
+    spawned_by: str | None = None
 
     #: A JSON object keyed by the flow's parameter names, still encoded; ``ABSENT`` but on a flow run's SCHEDULED.
     parameters: msgspec.Raw = ABSENT
@@ -117,9 +121,13 @@ class StateChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     result: msgspec.Raw = ABSENT
     #: Where the result is, when it did not travel; ``reason`` says why it did not.
     result_ref: str | None = None
+    #: How many elements a result has that a map may walk over.
+    length: int | None = None
     error: Failure | None = None
     reason: str | None = None
     next_attempt_at: datetime | None = None
+    #: When a run that sleeps, or that waits for an event, goes on at the latest.
+    wakes_at: datetime | None = None
     worker: str | None = None
 
     #: The span of the ``send`` (a header, not data): the parent of what a subscriber does.

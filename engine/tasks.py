@@ -5,62 +5,29 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import typing
 from collections.abc import Callable, Iterable, Sequence
-from contextvars import ContextVar
-from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from engine.errors import DeclarationError, WiringError
+from engine.handles import Done, Handle, MapHandle, Unmapped, recorder
 from engine.retries import Retry
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Handle:
-    """Stands for the result of a task call inside a flow; it has no value while the graph is wired."""
-
-    __slots__ = ("index", "task")
-
-    def __init__(self, task: str, index: int) -> None:
-        self.task = task
-        self.index = index
-
-    def __repr__(self) -> str:
-        return f"<handle of {self.task}, call {self.index}>"
-
-    def _no_value(self, *_: object) -> NoReturn:
-        raise WiringError(
-            self.task,
-            "its result was looked at inside the flow, but a flow only wires the graph",
-            "Hand the handle to another task and look at the value there.",
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what copy, pickle and inspect ask of every object
-            raise AttributeError(name)
-        return self._no_value()
-
-    __bool__ = __iter__ = __len__ = __getitem__ = __int__ = __float__ = __call__ = _no_value
-    __lt__ = __le__ = __gt__ = __ge__ = __add__ = __sub__ = __mul__ = __truediv__ = _no_value
-
-
-class Recorder(Protocol):
-    """Takes down the calls made while a flow is wired (engine.graph has it)."""
-
-    def call(self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], map_index: int | None) -> Handle:
-        """Note one call."""
-        ...
-
-
-#: The recorder of the flow that is being wired in this context; None everywhere else, workers included.
-recorder: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
-
-
 class Task(Generic[P, R]):
     """A declared task. Called inside a flow it returns a handle and runs nothing; elsewhere it is the function."""
 
     def __init__(
-        self, function: Callable[P, R], *, name: str | None, retry: Retry | None, timeout_seconds: float | None
+        self,
+        function: Callable[P, R],
+        *,
+        name: str | None = None,
+        retry: Retry | None = None,
+        timeout_seconds: float | None = None,
+        persist: bool = False,
     ) -> None:
         file, line = place_of(function)
         if "<locals>" in function.__qualname__:
@@ -78,11 +45,13 @@ class Task(Generic[P, R]):
             raise DeclarationError(file, line, f"{self.name!r} is not a task name", "Use letters, digits, _ and dots.")
         self.retry = retry
         self.timeout_seconds = timeout_seconds
+        self.persist = persist
         self.is_async = inspect.iscoroutinefunction(function)
         self.module = function.__module__
         #: How a worker finds it.
         self.reference = f"{function.__module__}:{function.__qualname__}"
         self.signature = inspect.signature(function)
+        self._result_type: Any = None
         self.__name__ = function.__name__
         self.__qualname__ = function.__qualname__
         self.__doc__ = function.__doc__
@@ -92,40 +61,62 @@ class Task(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Inside a flow: note the call, return a handle (typed as the result it stands for). Elsewhere: run it."""
         active = recorder.get()
-        if active is None:
+        if active is None or not active.takes_calls:
             return self.function(*args, **kwargs)
         self._check(args, kwargs)
-        return active.call(self, args, kwargs, None)  # type: ignore[return-value]
+        return active.call(self, args, kwargs)  # type: ignore[no-any-return]
 
-    def map(self, *iterables: Iterable[Any], **fixed: Any) -> list[R]:
-        """One call for each element; several iterables are walked together and must be of one length.
+    def spawn(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Inside a running task: start this one as a child of the same run, and return its handle at once.
 
-        ``fixed`` arguments are the same in every call. Elements may be handles. Raises WiringError.
+        The handle may be returned unresolved, handed to other children, waited for (``await`` or ``.result()``), or
+        dropped: the run ends when all its tasks have. In a flow it is a call; outside any run it runs here and now.
         """
-        if not iterables:
-            raise WiringError(self.name, "map was given nothing to walk over", "Give at least one sequence.")
-        columns: list[Sequence[Any]] = []
-        for iterable in iterables:
-            if isinstance(iterable, Handle):
-                raise WiringError(
-                    self.name,
-                    f"map over {iterable!r}: how long that result will be is not known while the flow is wired",
-                    "Map over a sequence that the flow has, or take the whole result as one argument.",
-                )
-            columns.append(iterable if isinstance(iterable, Sequence) else list(iterable))
-        lengths = [len(column) for column in columns]
-        if len(set(lengths)) > 1:
-            raise WiringError(self.name, f"map over sequences of unequal length {lengths}", "Make them equally long.")
         active = recorder.get()
-        results: list[Any] = []
-        for map_index, args in enumerate(zip(*columns, strict=True)):
-            if active is None:
-                results.append(self.function(*args, **fixed))
-                continue
-            if map_index == 0:  # all calls have one shape: looking at the first is enough
-                self._check(args, fixed)
-            results.append(active.call(self, args, fixed, map_index))
-        return results
+        self._check(args, kwargs)
+        return Done(self.function(*args, **kwargs)) if active is None else active.call(self, args, kwargs)
+
+    def map(self, *columns: Any, **fixed: Any) -> Any:
+        """One call for each element; several columns are walked together and must be of one length.
+
+        A column is a sequence (whose elements may be handles), the handle of a result that will be one, or another map:
+        then the calls are linked element by element. ``fixed`` arguments, and ``unmapped(x)`` among the columns, are
+        the same in every call. Answers a MapHandle. Raises WiringError.
+        """
+        if not any(not isinstance(column, Unmapped) for column in columns):
+            raise WiringError(self.name, "map was given nothing to walk over", "Give at least one sequence or handle.")
+        walked = [column if isinstance(column, _UNWALKED) else self._sequence(column) for column in columns]
+        lengths = [(f"{column!r:.40}", length) for column in walked if (length := _length_of(column)) is not None]
+        if any(length != lengths[0][1] for _, length in lengths):
+            told = " and ".join(f"{text} of {length}" for text, length in lengths)
+            raise WiringError(self.name, f"map over columns of unequal length: {told}", "Make them equally long.")
+        active = recorder.get()
+        if active is not None:
+            return active.map(self, walked, fixed)
+        rows = zip(*(_repeat(c, lengths[0][1]) if isinstance(c, Unmapped) else c for c in walked), strict=True)
+        return [self.function(*row, **fixed) for row in rows]
+
+    @property
+    def result_type(self) -> Any:
+        """What the function says it returns; Any where it says nothing, or nothing that can be resolved."""
+        if self._result_type is None:
+            try:
+                self._result_type = typing.get_type_hints(self.function).get("return", Any)
+            except Exception:  # an annotation for readers alone: the value is then plain JSON
+                self._result_type = Any
+        return self._result_type
+
+    def check(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Raises WiringError where the arguments do not fit the signature."""
+        self._check(tuple(args), kwargs)
+
+    def _sequence(self, column: Any) -> Sequence[Any]:
+        if isinstance(column, Sequence):
+            return column
+        if not isinstance(column, Iterable):
+            kind = type(column).__name__
+            raise WiringError(self.name, f"map over a {kind}, which has no elements", "Give a sequence, or unmapped(x).")
+        return list(column)
 
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
@@ -144,7 +135,11 @@ class Task(Generic[P, R]):
 def task(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
 def task(
-    *, name: str | None = None, retry: Retry | None = None, timeout_seconds: float | None = None
+    *,
+    name: str | None = None,
+    retry: Retry | None = None,
+    timeout_seconds: float | None = None,
+    persist: bool = False,
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 def task(
     function: Callable[..., Any] | None = None,
@@ -153,16 +148,18 @@ def task(
     name: str | None = None,
     retry: Retry | None = None,
     timeout_seconds: float | None = None,
+    persist: bool = False,
     **unknown: Any,
 ) -> Any:
     """Declare a task: ``@task`` or ``@task(retry=Retry(attempts=4, wait=exponential(1.0)), timeout_seconds=30)``.
 
-    ``name`` defaults to the function's. ``timeout_seconds`` bounds each attempt. Raises DeclarationError.
+    ``name`` defaults to the function's. ``timeout_seconds`` bounds each attempt. The result of a task with ``persist`` is
+    put into the result store (setting ``results``), from where it is taken rather than made again. Raises DeclarationError.
     """
-    refuse_unknown("task", unknown, ("name", "retry", "timeout_seconds"))
+    refuse_unknown("task", unknown, ("name", "retry", "timeout_seconds", "persist"))
 
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
-        return Task(function, name=name, retry=retry, timeout_seconds=timeout_seconds)
+        return Task(function, name=name, retry=retry, timeout_seconds=timeout_seconds, persist=persist)
 
     return declare if function is None else declare(function)
 
@@ -193,3 +190,18 @@ def resolve(reference: str) -> Any:
     for part in qualname.split("."):
         target = getattr(target, part)
     return target
+
+
+#: Columns of a map that are not walked over here.
+_UNWALKED = (Handle, MapHandle, Unmapped)
+
+
+def _length_of(column: Any) -> int | None:
+    """How many calls a column makes; None where it does not say, or not yet."""
+    if isinstance(column, MapHandle):
+        return column.length
+    return None if isinstance(column, Handle | Unmapped) else len(column)
+
+
+def _repeat(column: Unmapped[Any], length: int) -> list[Any]:
+    return [column.value] * length

@@ -11,31 +11,38 @@ import ctypes
 import pickle
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
 import cloudpickle
+import msgspec
 import structlog
 
+from engine.arguments import dump, load
 from engine.errors import ResultStuck, TaskFailed, TaskTimeout
-from engine.executor import Call, Report
-from engine.graph import load
+from engine.executor import Call, Report, index_of, values_at
+from engine.failures import MAX_MESSAGE, failure_of
+from engine.handles import recorder
 from engine.logs import run_fields
+from engine.retries import next_wait_seconds
 from engine.runs import task_run_id_of
-from engine.states import Failure, State, encode
+from engine.spawning import Nursery, Spawner, resolved
+from engine.states import State, encode
 from engine.tasks import Task, resolve
 from engine.telemetry import Tracer
 
-#: Longer texts of errors are cut: they travel in headers, state changes and logs.
-_MAX_MESSAGE = 4_096
-_MAX_TRACEBACK = 32_768
 #: Always pickled without a look.
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+#: What puts a value together whose parts were not there when its task returned.
+_COLLECTED = "engine.arguments:collected"
 
 
-class Reporter(Protocol):
+class Postponed(Exception):  # noqa: N818 - no error: the cluster is to keep the call
+    """The call is not over: another attempt follows, or its value waits for its children. Its report has said so."""
+
+
+class Reporter(Nursery, Protocol):
     """Takes reports off a worker's threads, at once and without waiting."""
 
     #: Where the worker is.
@@ -52,66 +59,48 @@ class Reporter(Protocol):
 
 
 def execute(call: Call, results: Sequence[Any], reporter: Reporter) -> Any:
-    """Run a call of a plain function. Raises TaskFailed for whatever user code raised."""
+    """Run a call of a plain function. Raises TaskFailed for whatever user code raised, Postponed where it is not over."""
     attempt = _Attempt(call, reporter)
+    token = recorder.set(attempt.spawner)
     try:
-        function, args, kwargs = _prepare(call, results)
+        function, args, kwargs = attempt.prepare(results)
         with _Deadline(call):
             value = function(*args, **kwargs)
-        result, kept = attempt.encode(value)
+        ended = attempt.returned(value)
     except BaseException as error:  # SystemExit too: it must end the task, not the worker; the run ends FAILED
-        failed = attempt.failed(error)
-    else:
-        return attempt.completed(value, result, kept)
+        ended = attempt.failed(error)
+    finally:
+        recorder.reset(token)
     # Out here it has no context: Dask pickles an error with its context, which may be what does not pickle.
-    raise failed
+    return _leave(ended)
 
 
 async def execute_async(call: Call, results: Sequence[Any], reporter: Reporter) -> Any:
-    """Run a call of an ``async def`` function. Raises TaskFailed for whatever user code raised."""
+    """Run a call of an ``async def`` function. Raises as ``execute`` does."""
     attempt = _Attempt(call, reporter)
+    token = recorder.set(attempt.spawner)
     try:
-        function, args, kwargs = _prepare(call, results)
+        function, args, kwargs = attempt.prepare(results)
         try:
             async with asyncio.timeout(call.timeout_seconds):
                 value = await function(*args, **kwargs)
         except TimeoutError as error:
             raise TaskTimeout(call.task, call.timeout_seconds or 0.0) if call.timeout_seconds else error from error
-        result, kept = attempt.encode(value)
+        ended = attempt.returned(value)
     except asyncio.CancelledError:
         raise  # the worker is closing: the scheduler gives the call to another one
     except BaseException as error:  # as above
-        failed = attempt.failed(error)
-    else:
-        return attempt.completed(value, result, kept)
-    raise failed
+        ended = attempt.failed(error)
+    finally:
+        recorder.reset(token)
+    return _leave(ended)
 
 
-def failure_of(error: BaseException) -> Failure:
-    """An error as text, without the engine's own frames. Its ``__str__`` may be broken: that is said instead."""
-    try:
-        message = str(error)
-    except Exception as broken:  # user code in __str__: the report must leave all the same
-        message = f"<its text cannot be had: {type(broken).__name__}>"
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-        frames = frames.tb_next
-    try:
-        text = "".join(traceback.format_exception(type(error), error, frames))
-    except Exception as broken:  # as above
-        text = f"<its traceback cannot be had: {type(broken).__name__}>"
-    return Failure(type(error).__qualname__, _sendable(message[:_MAX_MESSAGE]), _sendable(text[-_MAX_TRACEBACK:]))
-
-
-def _sendable(text: str) -> str:
-    """``text`` as valid Unicode: names of files from outside may hold what no JSON can."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-def _prepare(call: Call, results: Sequence[Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    target = resolve(call.function)
-    args, kwargs = load(call.arguments, results)
-    return (target.function if isinstance(target, Task) else target), args, kwargs
+def _leave(ended: tuple[Any, Exception | None]) -> Any:
+    value, error = ended
+    if error is not None:
+        raise error
+    return value
 
 
 def _check_pickles(task: str, value: Any) -> None:
@@ -137,35 +126,86 @@ class _Attempt:
         self._call = call
         self._reporter = reporter
         self._started_at = time.time()
+        self._is_continuation = bool(call.task) and call.function == _COLLECTED
+        self._task: Task[..., Any] | None = None
+        self.spawner = Spawner(call, reporter, reporter.address, self._started_at)
         structlog.contextvars.clear_contextvars()  # threads are reused: what the last task bound must not stay
         structlog.contextvars.bind_contextvars(**run_fields(call.run_id, call.flow, call.traceparent, call.task))
-        reporter.begin(self._report(State.RUNNING, self._started_at))
+        if not self._is_continuation:
+            reporter.begin(self._report(State.RUNNING, self._started_at))
 
-    def encode(self, value: Any) -> tuple[bytes | None, str | None]:
-        """The value as it travels with the report, or why it does not. Raises ResultStuck."""
+    def prepare(self, results: Sequence[Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """The function and its arguments. Raises what importing and unpickling raise."""
         call = self._call
-        result, kept = self._encode(value) if call.returns else (None, None)
+        target = resolve(call.function)
+        args, kwargs = load(call.arguments, values_at(call.places, results))
+        if isinstance(target, Task):
+            self._task = target
+            return target.function, args, kwargs
+        return target, args, kwargs
+
+    def returned(self, value: Any) -> tuple[Any, Exception | None]:
+        """Report the end. Answers the value, which stays on the worker, or why it is not there yet. Raises ResultStuck."""
+        call = self._call
+        if self.spawner.has_children:
+            dumped = dump(((value,), {}), call.task or "result", call.run_id)
+            if dumped.inputs:
+                return None, self._wait_for_children(dumped.data, *resolved(dumped.inputs))
+        details = self._describe(value)
         # Dask would compute a result that it cannot send anew, for ever.
-        if (call.is_taken or kept is not None) and type(value) not in _PLAIN:
+        if (call.is_taken or "kept" in details) and type(value) not in _PLAIN:
             _check_pickles(call.task, value)
-        return result, kept
+        if self._is_continuation:
+            details["tail"] = tuple(index_of(key) for key in call.dependencies)
+        if call.has_news or not self._is_continuation:
+            self._end(self._report(State.COMPLETED, time.time(), handled=tuple(self.spawner.handled), **details))
+        return value, None
 
-    def completed(self, value: Any, result: bytes | None, kept: str | None) -> Any:
-        """Report the end; answers the value, which stays on the worker."""
-        self._end(self._report(State.COMPLETED, time.time(), result=result, kept=kept))
-        return value
-
-    def failed(self, error: BaseException) -> TaskFailed:
+    def failed(self, error: BaseException) -> tuple[None, Exception]:
         """Report the end; answers what to raise, which unlike ``error`` always pickles."""
+        call = self._call
         if isinstance(error, _TimeIsOver):
-            error = TaskTimeout(self._call.task, self._call.timeout_seconds or 0.0)
-        failure = failure_of(error)
-        self._end(self._report(State.FAILED, time.time(), error=failure))
-        return TaskFailed(failure.type, failure.message, failure.traceback)
+            error = TaskTimeout(call.task, call.timeout_seconds or 0.0)
+        failure = failure_of(error, (__file__,))
+        wait_seconds = None
+        if isinstance(error, Exception) and self._task is not None:
+            wait_seconds = next_wait_seconds(self._task.retry, call.attempt)
+        handled = tuple(self.spawner.handled)
+        self._end(self._report(State.FAILED, time.time(), error=failure, retry_in_seconds=wait_seconds, handled=handled))
+        if wait_seconds is not None:
+            return None, Postponed()
+        return None, TaskFailed(failure.type, failure.message, failure.traceback)
+
+    def _wait_for_children(self, data: bytes, keys: tuple[str, ...], places: tuple[tuple[int, int, int], ...]) -> Postponed:
+        """The function has returned, its children go on: put the value together when theirs are there."""
+        continuation = msgspec.structs.replace(
+            self._call, function=_COLLECTED, arguments=data, dependencies=keys, places=places, is_async=False
+        )
+        tail, handled = tuple(index_of(key) for key in keys), tuple(self.spawner.handled)
+        self._end(self._report(State.COMPLETED, time.time(), tail=tail, continuation=continuation, handled=handled))
+        return Postponed()
+
+    def _describe(self, value: Any) -> dict[str, Any]:
+        """What the report says of the value: itself, where it travels, or why not; how many elements it has."""
+        call = self._call
+        details: dict[str, Any] = {}
+        if call.returns:
+            try:
+                encoded = encode(value)
+            except Exception as error:  # any value may come back; one that is no JSON stays on the cluster
+                details["kept"] = f"not encodable: {error}"[:MAX_MESSAGE]
+            else:
+                if len(encoded) <= call.inline_result_bytes:
+                    details["result"] = encoded
+                else:
+                    details["kept"] = f"too large: {len(encoded):,} bytes"
+        if call.has_news and isinstance(value, Sequence) and not isinstance(value, str | bytes):
+            details["length"] = len(value)
+        return details
 
     def _end(self, report: Report) -> None:
         call = self._call
-        if call.task:
+        if call.task and not self._is_continuation:
             self._reporter.tracer.attempt(
                 call.traceparent,
                 flow=call.flow,
@@ -184,14 +224,6 @@ class _Attempt:
     def _report(self, state: State, at: float, **details: Any) -> Report:
         call = self._call
         return Report(call.run_id, call.index, state, call.attempt, self._started_at, at, self._reporter.address, **details)
-
-    def _encode(self, value: Any) -> tuple[bytes | None, str | None]:
-        try:
-            encoded = encode(value)
-        except Exception as error:  # any value may come back; one that is no JSON stays on the cluster
-            return None, f"not encodable: {error}"[:_MAX_MESSAGE]
-        limit = self._call.inline_result_bytes
-        return (encoded, None) if len(encoded) <= limit else (None, f"too large: {len(encoded):,} bytes")
 
 
 class _Deadline:

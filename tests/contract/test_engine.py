@@ -113,7 +113,8 @@ class TestEngine:
         assert_in_order(run)
         assert run.result == 12
         assert [c.map_index for c in run.of("double") if c.state is S.SCHEDULED] == [0, 1, 2]
-        assert run.of("total")[0].parents == tuple(f"{run.id}/double/{n}" for n in range(3))
+        assert {c.task_run_id for c in run.of("double")} == {f"{run.id}/double/0.{n}" for n in range(3)}
+        assert run.of("total")[0].parents == (f"{run.id}/double/0",), "the map as a whole"
 
     async def test_a_composite_result_of_async_and_plain_tasks(self, place: Place) -> None:
         app = await place.start(flows.composite, flows.plain)

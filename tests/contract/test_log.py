@@ -227,6 +227,18 @@ class TestReading:
         assert await source.offset_at((topic, 1), at + 3_600_000) is None
         assert await source.offset_at((topic, 0), 0) is None
 
+    async def test_position_is_where_reading_goes_on(self, log: Log) -> None:
+        """After the last record handed out, be more of them fetched; where seek says; at the end when all is read."""
+        topic = await log.topic(1)
+        await log.write(*numbered(topic, 10))
+        source = await log.source(topic)
+        handed_out = await read(source, 1, max_records=4)
+        assert await source.position((topic, 0)) == handed_out[-1].position.next_offset
+        source.seek((topic, 0), 2)
+        assert await source.position((topic, 0)) == 2
+        assert len(await read(source, 8)) == 8
+        assert await source.position((topic, 0)) == 10
+
     async def test_what_goes_wrong_in_on_assigned_is_raised_by_a_poll(self, log: Log) -> None:
         """And nothing of the assignment is handed out from a wrong place."""
         topic = await log.topic(1)

@@ -98,6 +98,24 @@ def wait_for(folder: str, name: str) -> str:
 
 
 @task
+def double_when(value: int, folder: str) -> int:
+    """Return when the file of that name is there."""
+    wait_for.function(folder, str(value))
+    return value * 2
+
+
+@task(retry=Retry(2, wait=fixed(0.05)))
+def fail_first(folder: str) -> int:
+    """Fail when the file "first" is there, on the second attempt return when "second" is."""
+    attempt = "second" if Path(folder, "has failed").exists() else "first"
+    wait_for.function(folder, attempt)
+    if attempt == "first":
+        Path(folder, "has failed").touch()
+        raise RuntimeError("the first time")
+    return 5
+
+
+@task
 def large(size: int) -> str:
     return "x" * size
 
@@ -170,6 +188,16 @@ def overrun(kind: str) -> Any:
 @flow(on("keyed", key=lambda event: event.data.customer))
 def in_turn(customer: str, folder: str, name: str) -> Any:
     return wait_for(folder, name)
+
+
+@flow(on("waiting"))
+def spread_when(values: list[int], folder: str) -> Any:
+    return total(double_when.map(values, folder=folder))
+
+
+@flow(on("waiting"))
+def second_time(folder: str) -> Any:
+    return double(fail_first(folder))
 
 
 @flow(on("large"))

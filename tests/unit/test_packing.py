@@ -15,10 +15,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from engine import packed_calls
 from engine.flows import Flow
+from engine.handles import recorder
 from engine.packing import run_parcel
 from engine.parcels import Outcome, PackedRun, Parcel, TaskEntry, decode_tasks
 from engine.states import State, encode
-from engine.tasks import recorder
 from engine.telemetry import Tracer
 from engine.testing import run as run_unpacked
 from tests.unit.samples import packed
@@ -213,6 +213,52 @@ class TestRetries:
             ("same", "CANCELLED", 0),
             ("same", "COMPLETED", 1),
         ]
+
+
+class TestSpawning:
+    @pytest.mark.parametrize("flow", [packed.spawning, packed.spawning_async])
+    def test_a_task_may_start_others_and_return_them_unresolved(self, flow: Flow[..., Any]) -> None:
+        outcome = run(flow, value=2)
+        assert value(outcome) == [[4, 8], 12, [0, 2, 4, 6], 5]
+        indices = {task.index for task in decode_tasks(outcome.tasks)}
+        assert {"0", "0+0", "0+1", "2+0.3", "3+2"} <= indices
+        assert len(indices) == len(decode_tasks(outcome.tasks))
+
+    def test_a_failed_child_fails_the_run_and_cancels_what_needs_its_parent(self) -> None:
+        outcome = run(packed.child_fails, kind="value")
+        assert outcome.error is not None
+        assert outcome.error.message == "bad value"
+        assert tasks_of(outcome) == [("raises", "FAILED", 1), ("parent_of_failing", "COMPLETED", 1), ("same", "CANCELLED", 0)]
+
+    def test_a_child_that_waits_is_gone_on_with_and_its_siblings_are_not_run_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = run(packed.child_waits, failures=1)
+        assert first.state is State.RETRYING
+        monkeypatch.setattr(packed_calls, "MAX_WAIT_SECONDS", 61.0)
+        second = again(packed.child_waits, first, failures=1)
+        assert value(second) == ["child", 2]
+        assert packed.done["same"] == 2
+        assert sorted(tasks_of(second)) == [
+            ("parent_of_patient", "COMPLETED", 1),
+            ("patient", "COMPLETED", 2),
+            ("same", "COMPLETED", 1),
+            ("same", "COMPLETED", 1),
+        ]
+
+
+class TestMaps:
+    def test_a_map_over_a_result_has_as_many_elements_as_that(self) -> None:
+        outcome = run(packed.unknown_length, value=3)
+        assert value(outcome) == [6, [0, 4, 8], [4, 8]]
+
+    def test_an_element_that_fails_cancels_what_needs_it_alone(self) -> None:
+        outcome = run(packed.unknown_length_fails, value=3)
+        assert outcome.error is not None
+        assert outcome.error.message == "1 is odd"
+        tasks = {(task.task, task.index): task.state for task in decode_tasks(outcome.tasks)}
+        assert [tasks["double", f"2.{place}"] for place in range(3)] == ["COMPLETED", "CANCELLED", "COMPLETED"]
+        assert tasks["double", "4"] is State.FAILED  # a map over what has no elements
 
 
 class TestAsyncFlows:

@@ -142,3 +142,39 @@ def test_settings_are_values() -> None:
     with pytest.raises(AttributeError):
         Settings().app = "other"  # type: ignore[misc]
     assert msgspec.structs.replace(Settings(), app="x") == Settings(app="x")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://AKIA:hunter2@bucket/prefix",
+        "s3://AKIA:hun/ter2@bucket",
+        "s3://AKIA:hunter2?x@bucket",
+        "s3://hunter2@bucket",
+        "sftp://me:hunter2@host/x",
+        "abfs://container@account/x?sig=hunter2",
+        "https://host/x#hunter2",
+        "hunter2:x@s3://bucket",
+        "hunter2",
+    ],
+)
+def test_credentials_of_the_result_store_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"environment variables|is no URL") as caught:
+        load({"results": url}, {}, Path("nowhere"))
+    assert caught.value.key == "results"
+    assert "hunter2" not in f"{caught.value} {caught.value!r}"
+    assert "ter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["/var/results", "file://results", "file:///", "s3://", "simplecache::s3://b/x", "s3://b/../x"])
+def test_a_place_that_is_not_the_same_everywhere_is_no_result_store(url: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"results": url}, {}, Path("nowhere"))
+    assert caught.value.key == "results"
+
+
+@pytest.mark.parametrize(
+    "url", ["", "file:///var/lib/me@home/results", "memory://x", "s3://bucket", "abfs://box@account.dfs.core.windows.net/x"]
+)
+def test_a_result_store_is_a_url_of_a_place(url: str) -> None:
+    assert load({"results": url}, {}, Path("nowhere")).results == url

@@ -119,6 +119,72 @@ def calls_another(value: int) -> int:
     return double(value) + 1
 
 
+@task
+def parent(value: int) -> Any:
+    """Returns what it has started, unresolved."""
+    two = double.spawn(value)
+    return [two, double.spawn(two)]
+
+
+@task
+def waiting_parent(value: int) -> Any:
+    return double.spawn(double.spawn(value).result()).result() + double(value)
+
+
+@task
+def mapping_parent(value: int) -> Any:
+    return double.map(list(range(value + 2)))
+
+
+@task
+async def async_parent(value: int) -> Any:
+    one = later.spawn(value)
+    return later.spawn(await later.spawn(one))
+
+
+@task
+def parent_of_failing(kind: str) -> Any:
+    return raises.spawn(kind)
+
+
+@task
+def parent_of_patient(failures: int) -> Any:
+    done["parent_of_patient"] += 1
+    return [same.spawn("child"), patient.spawn(failures)]
+
+
+@flow(on("x"), pack=True)
+def spawning(value: int) -> Any:
+    return [parent(value), waiting_parent(value), mapping_parent(value), async_parent(value)]
+
+
+@flow(on("x"), pack=True)
+async def spawning_async(value: int) -> Any:
+    return [await parent(value), waiting_parent(value), mapping_parent(value), async_parent(value)]
+
+
+@flow(on("x"), pack=True)
+def child_fails(kind: str) -> Any:
+    return same(parent_of_failing(kind))
+
+
+@flow(on("x"), pack=True)
+def child_waits(failures: int) -> Any:
+    return same(parent_of_patient(failures))
+
+
+@flow(on("x"), pack=True)
+def unknown_length(value: int) -> Any:
+    doubled = double.map(numbers(value))
+    return [total(doubled), double.map(doubled), same(double.map(double.map([1, 2])))]
+
+
+@flow(on("x"), pack=True)
+def unknown_length_fails(value: int) -> Any:
+    kept = double.map(refuse_odd.map(numbers(value)))
+    return [kept, double.map(double(1))]
+
+
 @flow(on("x"), pack=True)
 def one(value: int) -> Any:
     return double(value)

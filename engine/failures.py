@@ -1,0 +1,45 @@
+"""Failures: an exception of user code as text; no I/O.
+
+Its ``__str__`` may be broken, its text no Unicode, its traceback endless: something is said all the same.
+"""
+
+from __future__ import annotations
+
+import traceback
+
+from engine.errors import TaskCrashed, TaskFailed
+from engine.states import Failure, State
+
+#: Longer texts of errors are cut: they travel in headers, state changes and logs.
+MAX_MESSAGE = 4_096
+_MAX_TRACEBACK = 32_768
+
+
+def failure_of(error: BaseException, own_files: tuple[str, ...] = ()) -> Failure:
+    """An error as text, without the frames at its top that are in ``own_files``."""
+    if isinstance(error, TaskFailed | TaskCrashed):
+        return Failure(error.type, error.message, error.traceback)  # told once already: as it was told
+    try:
+        message = str(error)
+    except Exception as broken:  # user code in __str__: the failure is told all the same
+        message = f"<its text cannot be had: {type(broken).__name__}>"
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename in own_files:
+        frames = frames.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, frames))
+    except Exception as broken:  # as above
+        text = f"<its traceback cannot be had: {type(broken).__name__}>"
+    return Failure(type(error).__qualname__, sendable(message[:MAX_MESSAGE]), sendable(text[-_MAX_TRACEBACK:]))
+
+
+def state_of(error: BaseException) -> State:
+    """How a run ends whose flow has raised ``error``: CRASHED where nothing but the infrastructure is behind it."""
+    if isinstance(error, BaseExceptionGroup):
+        return State.CRASHED if all(state_of(one) is State.CRASHED for one in error.exceptions) else State.FAILED
+    return State.CRASHED if isinstance(error, TaskCrashed) else State.FAILED
+
+
+def sendable(text: str) -> str:
+    """``text`` as valid Unicode: names of files from outside may hold what no JSON can."""
+    return text.encode(errors="backslashreplace").decode()

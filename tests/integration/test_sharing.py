@@ -1,0 +1,371 @@
+"""engine.attach: the futures of a run in another process's hands, and a run that never notices."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client, Future, Variable
+
+import engine
+from engine.cluster import in_process
+from engine.errors import DaskUnavailable, NotFound, TaskFailed, UsageError
+from engine.scheduler import RunsPlugin
+from engine.sharing import Attached
+from engine.states import State
+from tests.integration import flows_graphs as flows
+from tests.integration.conftest import Apps
+from tests.integration.dask_under_test import scheduler_holds
+from tests.waiting import eventually
+
+RUN = "0123456789abcdef" * 2
+
+
+def plus_one(value: int) -> int:
+    return value + 1
+
+
+def tell(value: Any) -> Any:
+    return value
+
+
+async def eventually_free(address: str, run_id: str) -> None:
+    """Wait until nothing on the scheduler bears the run's name."""
+    async with asyncio.timeout(20):
+        while any(run_id in name for names in (await scheduler_holds(address)).values() for name in names):
+            pass  # each look is a round trip
+
+
+class TestARunOfAnEngine:
+    async def test_gives_its_futures_by_task_and_map_index_and_dependents_run_without_gathering(
+        self, apps: Apps, tmp_path: Path
+    ) -> None:
+        app = await apps.start(flows.spread_when)
+        before = await scheduler_holds(apps.dask)
+        id = await app.send("waiting", {"values": [5, 6], "folder": str(tmp_path)})
+        run_id = app.run_id("spread_when", id)
+        await app.heard(task="double_when", state=State.RUNNING)
+        async with await engine.attach(run_id, apps.dask, app.settings.app) as attached:
+            assert attached.tasks == ["double_when", "total"]
+            elements = attached.futures("double_when")
+            assert [future.status for future in attached.futures()] == ["pending"] * 3
+            assert attached.final is attached.future("total")
+            mine = attached.client.submit(plus_one, elements[1])
+            assert mine.status == "pending"
+            (tmp_path / "6").touch()
+            assert await mine == 13
+            assert await elements[1] == 12
+            assert elements[0].status == "pending"
+            (tmp_path / "5").touch()
+            assert await attached.final == 22
+            assert (await app.run("spread_when", id)).result == 22
+            assert await attached.client.submit(plus_one, elements[0]) == 11, "the run has ended, what we hold is there"
+            with pytest.raises(NotFound):
+                await attached.refresh()
+        with pytest.raises(NotFound, match=rf"{run_id}.*engine runs show {run_id}"):
+            await engine.attach(run_id, apps.dask)
+        await eventually_free(apps.dask, run_id)
+        assert set((await scheduler_holds(apps.dask))["clients"]) <= set(before["clients"])
+
+    async def test_goes_on_when_the_attachment_is_closed(self, apps: Apps, tmp_path: Path) -> None:
+        app = await apps.start(flows.spread_when)
+        id = await app.send("waiting", {"values": [5, 6], "folder": str(tmp_path)})
+        run_id = app.run_id("spread_when", id)
+        await app.heard(task="double_when", state=State.RUNNING)
+        attached = await engine.attach(run_id, apps.dask)
+        (tmp_path / "5").touch()
+        assert await attached.futures("double_when")[0] == 10
+        await attached.close()
+        await attached.close()
+        assert run_id not in (await scheduler_holds(apps.dask))["attached"]
+        (tmp_path / "6").touch()
+        run = await app.run("spread_when", id)
+        assert run.result == 22
+        assert len(run.of("double_when")) == 6, "SCHEDULED, RUNNING, COMPLETED of each: nothing ran twice"
+        await eventually_free(apps.dask, run_id)
+
+    async def test_gives_its_futures_to_a_synchronous_client_as_a_notebook_has_it(self, apps: Apps, tmp_path: Path) -> None:
+        app = await apps.start(flows.spread_when)
+        id = await app.send("waiting", {"values": [5], "folder": str(tmp_path)})
+        await app.heard(task="double_when", state=State.RUNNING)
+        client = await asyncio.to_thread(Client, apps.dask, set_as_default=False)
+        try:
+            attached = await engine.attach(app.run_id("spread_when", id), client)
+            mine = client.submit(plus_one, attached.future("double_when"))
+            (tmp_path / "5").touch()
+            assert await asyncio.to_thread(mine.result, 20) == 11
+            await attached.close()
+            assert client.status == "running", "it is not ours to close"
+            del mine
+            assert (await app.run("spread_when", id)).result == 10
+            await eventually_free(apps.dask, app.run_id("spread_when", id))
+        finally:
+            await asyncio.to_thread(client.close)
+
+    async def test_retries_though_its_failed_task_is_wanted_elsewhere(self, apps: Apps, tmp_path: Path) -> None:
+        """Where Dask has an error it runs nothing: a wish from outside must not keep that of the first attempt."""
+        app = await apps.start(flows.second_time)
+        id = await app.send("waiting", {"folder": str(tmp_path)})
+        run_id = app.run_id("second_time", id)
+        await app.heard(task="fail_first", state=State.RUNNING)
+        async with await engine.attach(run_id, apps.dask) as attached, plain_client(apps.dask) as other:
+            result = await Variable(f"run-{run_id}", client=other).get(timeout=5)
+            mine = attached.client.submit(plus_one, attached.future("fail_first"))
+            (tmp_path / "first").touch()
+            with pytest.raises(TaskFailed, match="the first time"):
+                await mine
+            (tmp_path / "second").touch()
+            run = await app.run("second_time", id)
+            assert run.result == 10
+            assert await eventually_value(attached.future("fail_first")) == 5
+            assert await eventually_value(attached.final) == 10
+            assert await eventually_value(result) == 10
+            result.release()
+        await eventually_free(apps.dask, run_id)
+
+    async def test_retries_though_its_variable_was_read(self, apps: Apps, tmp_path: Path) -> None:
+        """Plain Dask, without engine.attach."""
+        app = await apps.start(flows.second_time)
+        id = await app.send("waiting", {"folder": str(tmp_path)})
+        await app.heard(task="fail_first", state=State.RUNNING)
+        async with plain_client(apps.dask) as client:
+            result = await Variable(f"run-{app.run_id('second_time', id)}", client=client).get(timeout=5)
+            (tmp_path / "first").touch()
+            (tmp_path / "second").touch()
+            assert (await app.run("second_time", id)).result == 10
+            assert await eventually_value(result) == 10
+            result.release()
+        await eventually_free(apps.dask, app.run_id("second_time", id))
+
+
+async def eventually_value(future: Future | None) -> Any:
+    """The value of a future that may still show the failure of an attempt."""
+    assert future is not None
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await future
+            except TaskFailed:
+                await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def plain_client(address: str) -> AsyncIterator[Client]:
+    async with Client(address, asynchronous=True, set_as_default=False) as client:
+        yield client
+
+
+class Engine:
+    """Speaks to the plugin as an engine does, with keys of every shape and tasks that are plain functions."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._futures: list[Future] = []
+        client._send_to_scheduler({"op": "engine-own", "app": "shop", "partition": 0, "epoch": 1})
+
+    def submit(self, calls: dict[str, Any], shared: str | None = None) -> None:
+        """``calls``: ``task-index`` and the value that it gives."""
+        keys = {name: name.replace("-", f"-{RUN}-") for name in calls}
+        runs = [(RUN, 0, 1, keys.get(shared or ""))]
+        self.client._send_to_scheduler({"op": "engine-hold", "app": "shop", "runs": runs})
+        self._futures += [self.client.submit(tell, value, key=keys[name]) for name, value in calls.items()]
+
+    async def attach(self, address: str, count: int, client: Client | None = None) -> Attached:
+        """Attach as soon as so many calls are there: a client holds back what it submits for some milliseconds."""
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    attached = await engine.attach(RUN, client or address)
+                except NotFound:
+                    continue
+                if len(attached.futures()) >= count:
+                    return attached
+                await attached.close()
+
+    def release(self) -> None:
+        self.client._send_to_scheduler({"op": "engine-release", "run_id": RUN, "keep_seconds": 0})
+        self._futures.clear()
+
+
+@pytest.fixture
+async def address() -> AsyncIterator[str]:
+    async with in_process() as address:
+        yield address
+
+
+@pytest.fixture
+async def fake(address: str) -> AsyncIterator[Engine]:
+    async with plain_client(address) as client:
+        await client.register_plugin(RunsPlugin())
+        yield Engine(client)
+
+
+@pytest.fixture
+async def attached(fake: Engine, address: str) -> AsyncIterator[Attached]:
+    """Attached to a run with calls of every kind."""
+    names = [
+        "price-10",
+        "price-2",
+        "map-3.10",
+        "map-3.9",
+        "map-3.0",
+        "map-11.0",
+        "child-00ffee0123456789",
+        "other-1.0",
+        "result-12",
+    ]
+    fake.submit({name: name for name in names}, shared="result-12")
+    async with await fake.attach(address, len(names) - 1) as attached:
+        yield attached
+
+
+class TestFutures:
+    async def test_come_by_call_and_map_index_and_spawned_ones_last(self, attached: Attached) -> None:
+        assert attached.tasks == ["other", "price", "map", "child"]
+        assert await asyncio.gather(*attached.futures("map")) == ["map-3.0", "map-3.9", "map-3.10", "map-11.0"]
+        everything = [
+            "other-1.0",
+            "price-2",
+            "map-3.0",
+            "map-3.9",
+            "map-3.10",
+            "price-10",
+            "map-11.0",
+            "child-00ffee0123456789",
+        ]
+        assert await asyncio.gather(*attached.futures()) == everything
+        assert await attached.final == "result-12"
+        assert attached.futures("no such task") == []
+
+    async def test_are_had_one_by_one(self, attached: Attached) -> None:
+        assert await attached.future("map", 9) == "map-3.9"
+        assert await attached.future("map", map_index=10) == "map-3.10"
+        assert await attached.future("map", index="11.0") == "map-11.0"
+        assert await attached.future("map", 0, index="3.0") == "map-3.0"
+        assert await attached.future("price", index="2") == "price-2"
+        assert await attached.future("child") == "child-00ffee0123456789"
+
+    async def test_that_are_several_are_not_chosen_from(self, attached: Attached) -> None:
+        with pytest.raises(UsageError, match=r"2 such calls: 3\.0, 11\.0.*index="):
+            attached.future("map", 0)
+        with pytest.raises(UsageError, match=r"2 such calls: 2, 10"):
+            attached.future("price")
+
+    @pytest.mark.parametrize(
+        ("task", "where", "hint"),
+        [
+            ("prize", {}, "tasks other, price, map, child"),
+            ("map", {"map_index": 1}, r"calls 3\.0, 3\.9, 3\.10, 11\.0"),
+            ("price", {"map_index": 0}, "calls 2, 10"),
+            ("price", {"index": "3"}, "calls 2, 10"),
+        ],
+    )
+    async def test_that_are_not_there_are_not_found_and_those_that_are_get_listed(
+        self, attached: Attached, task: str, where: dict[str, Any], hint: str
+    ) -> None:
+        with pytest.raises(NotFound, match=rf"{hint}.*refresh"):
+            attached.future(task, **where)
+
+    async def test_of_later_calls_come_with_a_refresh(self, attached: Attached, fake: Engine) -> None:
+        fake.submit({"late-13": 7})
+        assert "late" not in attached.tasks
+        known = attached.future("child")
+        async with asyncio.timeout(20):
+            while "late" not in attached.tasks:
+                await attached.refresh()
+        assert await attached.future("late") == 7
+        assert attached.future("child") is known
+
+    async def test_that_are_made_while_their_tasks_end_do_not_hang(self, fake: Engine, address: str) -> None:
+        """News of a key that comes before its future is made must not be lost."""
+        async with plain_client(address) as client:
+            for _ in range(20):
+                fake.submit({f"t-{n}": n for n in range(30)})
+                attached = await fake.attach(address, 1, client)
+                async with asyncio.timeout(20):
+                    while len(attached.futures()) < 30:
+                        await attached.refresh()
+                    assert await asyncio.gather(*attached.futures()) == list(range(30))
+                fake.release()
+                await attached.close()
+                await eventually_free(address, RUN)
+
+    async def test_do_not_hang_when_news_overtake_the_answer(self, fake: Engine, address: str) -> None:
+        fake.submit({"t-0": 5})
+        await (await fake.attach(address, 1)).close()
+        async with plain_client(address) as client:
+            ask = client.scheduler.engine_keys
+
+            async def slow(**question: Any) -> Any:
+                answer = await ask(**question)
+                await client.submit(plus_one, 1)  # this comes behind all that the scheduler has told by now
+                return answer
+
+            client.scheduler.engine_keys = slow
+            async with await engine.attach(RUN, client) as attached, asyncio.timeout(5):
+                assert await attached.future("t") == 5
+
+
+class TestARunThatIsNotOpen:
+    @pytest.mark.parametrize("run_id", [RUN, "x", "../" + RUN, ""])
+    async def test_is_not_found_and_leaves_nothing(self, fake: Engine, address: str, run_id: str) -> None:
+        with pytest.raises(NotFound, match="engine runs show"):
+            await engine.attach(run_id, address)
+        assert (await scheduler_holds(address))["clients"] == [fake.client.id]
+
+    async def test_is_not_found_where_no_engine_was_ever_connected(self, address: str) -> None:
+        with pytest.raises(NotFound):
+            await engine.attach(RUN, address)
+
+    async def test_is_not_found_where_it_is_another_apps(self, attached: Attached, address: str) -> None:
+        with pytest.raises(NotFound):
+            await engine.attach(RUN, address, app="other")
+        await (await engine.attach(RUN, address, app="shop")).close()
+
+    async def test_begins_anew_though_its_earlier_results_are_wanted(self, fake: Engine, address: str) -> None:
+        """A run id comes again where its log was cleared; what somebody kept must not be taken for its result."""
+        fake.submit({"t-0": "old"})
+        async with plain_client(address) as client:
+            attached = await fake.attach(address, 1, client)
+            kept = attached.future("t")
+            waiting = client.submit(plus_one, kept, workers=["tcp://127.0.0.1:1"], key="waiting")
+            assert await kept == "old"
+            fake.release()
+            await eventually(lambda: not fake.client.futures)
+            fake.submit({"t-0": "new"})
+            await eventually(lambda: kept.cancelled() and waiting.cancelled())
+            async with await fake.attach(address, 1) as second:
+                assert await second.future("t") == "new"
+            await attached.close()
+            waiting.release()
+        fake.release()
+        await eventually_free(address, RUN)
+
+
+async def test_a_scheduler_that_is_not_there_is_named(unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENGINE_CONNECT_TIMEOUT_SECONDS", "0.2")
+    with pytest.raises(DaskUnavailable, match=f"127.0.0.1:{unused_tcp_port}"):
+        await engine.attach(RUN, f"tcp://127.0.0.1:{unused_tcp_port}")
+
+
+async def test_a_client_that_is_gone_leaves_nothing(attached: Attached, fake: Engine, address: str) -> None:
+    await attached.client.close()
+    assert RUN not in (await scheduler_holds(address))["attached"]
+    fake.release()
+    await eventually_free(address, RUN)
+
+
+async def test_of_two_attachments_of_a_client_either_may_close_first(fake: Engine, address: str) -> None:
+    fake.submit({"t-0": 5})
+    async with plain_client(address) as client:
+        first = await fake.attach(address, 1, client)
+        async with await engine.attach(RUN, client) as second:
+            await first.close()
+            fake.release()
+            assert await client.submit(plus_one, second.future("t")) == 6
+            assert RUN in (await scheduler_holds(address))["attached"]
+        await eventually_free(address, RUN)
