@@ -99,9 +99,7 @@ _HOMES = {
     "TaskCrashed": "engine.errors",
     "EventTimeout": "engine.errors",
     "EngineError": "engine.errors",
-    "TaskFailed": "engine.errors",
     "TaskTimeout": "engine.errors",
-    "TaskCrashed": "engine.errors",
 }
 
 

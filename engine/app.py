@@ -7,8 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from engine.broker import Broker, TopicSpec
 from engine.awaited import AwaitedEvents
+from engine.broker import Broker, TopicSpec
 from engine.dispatcher import Dispatcher
 from engine.driver import Driver
 from engine.errors import DaskUnavailable, EngineError, KafkaUnavailable

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from datetime import datetime
+from typing import Protocol
 
 import msgspec
 
 from engine.errors import NoAttempt
-from engine.executor import Call
 from engine.runs import task_run_id_of
 from engine.states import later, utc
 
@@ -37,8 +37,42 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.deadline_at is None else max(0.0, (self.deadline_at - now).total_seconds())
 
 
+class Running(Protocol):
+    """What is known of a task that runs; a Call is one."""
+
+    @property
+    def flow(self) -> str:
+        """Name of its flow."""
+        ...
+
+    @property
+    def run_id(self) -> str:
+        """Its run."""
+        ...
+
+    @property
+    def task(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def index(self) -> str:
+        """Its place among the calls of the run."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first."""
+        ...
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """What an attempt may take."""
+        ...
+
+
 #: The call that runs in this context and when it began, in seconds since the epoch; worth an Attempt only when asked for.
-current: ContextVar[tuple[Call, float] | None] = ContextVar("attempt", default=None)
+current: ContextVar[tuple[Running, float] | None] = ContextVar("attempt", default=None)
 
 
 def attempt() -> Attempt:

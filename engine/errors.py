@@ -87,7 +87,8 @@ class FlowChanged(EngineError):
 
     def __str__(self) -> str:
         return (
-            f"the flow {self.flow} makes other calls than when this run began. Recorded: {self.recorded}. Now: {self.replayed}. "
+            f"the flow {self.flow} makes other calls than when this run began. Recorded: {self.recorded}. "
+            f"Now: {self.replayed}. "
             "Give a changed flow a new name while runs are open, and take what may vary (time, chance, files) from tasks."
         )
 

@@ -52,11 +52,17 @@ def on(
 class Flow(Generic[P, R]):
     """A declared flow. Called by hand it runs its function, with tasks as plain functions."""
 
-    def __init__(self, function: Callable[P, R], triggers: tuple[On, ...], name: str | None) -> None:
+    def __init__(
+        self, function: Callable[P, R], triggers: tuple[On, ...], name: str | None = None, *, pack: bool = False
+    ) -> None:
         self.function = function
         self.triggers = triggers
         self.name = name or function.__name__
+        #: Whether a whole run, its tasks included, executes inside one Dask task, many runs to a parcel.
+        self.pack = pack
         self.module = function.__module__
+        #: How a worker finds it.
+        self.reference = f"{function.__module__}:{function.__qualname__}"
         self.is_async = inspect.iscoroutinefunction(function)
         self.__name__ = function.__name__
         self.__qualname__ = function.__qualname__
@@ -182,19 +188,21 @@ class Flow(Generic[P, R]):
         raise DeclarationError(*self.place, cause, remedy)
 
 
-def flow(*triggers: On, name: str | None = None, **unknown: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
+def flow(*triggers: On, name: str | None = None, pack: bool = False, **unknown: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Declare a flow: ``@flow(on("orders", type="order.created"))``. Several triggers may start it.
+
+    With ``pack`` a whole run executes inside one Dask task, many runs to a parcel: for small, frequent events.
 
     Parameters are bound by name and type: one Struct takes the event's data whole, ``Event[T]`` the event itself,
     anything else one field of the data each. Raises DeclarationError.
     """
-    refuse_unknown("flow", unknown, ("triggers", "name"))
+    refuse_unknown("flow", unknown, ("triggers", "name", "pack"))
 
     def declare(function: Callable[P, R]) -> Flow[P, R]:
         for trigger in triggers:
             if not isinstance(trigger, On):
                 raise DeclarationError(*place_of(function), f"{trigger!r} is not a trigger", "Write @flow(on(topic)).")
-        return Flow(function, triggers, name)
+        return Flow(function, triggers, name, pack=pack)
 
     return declare
 

@@ -213,10 +213,8 @@ class Graph:
         if growing.planned.length is not None:
             lengths["a sequence"] = growing.planned.length
         for column in growing.planned.columns:
-            if isinstance(column, MapHandle):
-                length = self.maps[column.index].length
-            else:
-                length = self._lengths.get(column.index)
+            is_map = isinstance(column, MapHandle)
+            length = self.maps[column.index].length if is_map else self._lengths.get(column.index)
             if length is None:
                 return
             lengths[f"the result of {column.task} (call {column.index})"] = length
@@ -273,4 +271,5 @@ class Graph:
         return key_of(task, self.run_id, self._actual(task, index))
 
     def task_run_id(self, task: str, index: str) -> str:
+        """The id of the task run that a call of the flow makes in this attempt."""
         return task_run_id_of(self.run_id, task, self._actual(task, index))

@@ -150,7 +150,8 @@ class InlineExecutor:
                 entry.report = None
 
     async def _until_reported(self, entry: _Entry) -> None:
-        while entry.report is None:  # on its way from the thread through the loop: it was sent before the exception
+        # It is on its way from the thread through the loop, and was sent before the exception.
+        while entry.report is None:  # noqa: ASYNC110 - a turn or two of the loop
             await asyncio.sleep(0)
 
     async def _execute(self, call: Call, results: Sequence[Any]) -> Any:
@@ -172,7 +173,8 @@ class InlineExecutor:
         while entry.report is None or entry.report.error is None:
             # It has no value because of a child of its own, or of what it was given.
             needed = [self._calls[run_id][index_of(key)] for key in entry.call.dependencies]
-            entry = [one for one in needed if await self._has_failed(one)][0]
+            failed = [one for one in needed if await self._has_failed(one)]
+            entry = failed[0]
         raise ChildFailed(entry.report)
 
     async def _has_failed(self, entry: _Entry) -> bool:

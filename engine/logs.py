@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextvars import Context, ContextVar
 from typing import Any
 
 import structlog
@@ -64,3 +65,10 @@ def run_fields(run_id: str, flow: str, traceparent: str | None, task: str | None
     if task is not None:
         fields["task"] = task
     return fields
+
+
+def context_variables() -> dict[str, ContextVar[Any]]:
+    """The variables in which structlog binds ``run_fields``: for those who bind thousands a second, setting one is faster."""
+    context = Context()
+    context.run(structlog.contextvars.bind_contextvars, **run_fields("", "", None, ""))
+    return {variable.name.removeprefix(structlog.contextvars.STRUCTLOG_KEY_PREFIX): variable for variable in context}

@@ -16,6 +16,7 @@ from engine.states import Failure, State
 #: What stands as the task of a sleep and of a wait for an event.
 SLEEP, WAIT = "engine.sleep", "engine.wait_for_event"
 
+
 class PlannedCall(msgspec.Struct, frozen=True):
     """A call as the flow made it: its dependencies are filled in when they are known."""
 
@@ -110,5 +111,3 @@ class Limits(msgspec.Struct, frozen=True):
 
     inline_result_bytes: int
     max_tasks: int
-
-

@@ -48,7 +48,9 @@ class Progress:
     The same steps lead on whether the run is new or was begun by another owner.
     """
 
-    def __init__(self, run: FlowRun, epoch: int, *, is_async: bool = False, max_tasks: int = 100_000, window: int = 1_000) -> None:
+    def __init__(
+        self, run: FlowRun, epoch: int, *, is_async: bool = False, max_tasks: int = 100_000, window: int = 1_000
+    ) -> None:
         """``window`` is about how many elements of maps may be on the cluster at a time."""
         self.run = run
         self.graph = Graph(run.run_id, max_tasks, run.actual_index)

@@ -392,7 +392,9 @@ class Recording:
         if isinstance(returned, Handle) and not self._flow.is_async:
             for place, one in enumerate(planned):
                 if isinstance(one, PlannedCall) and one.call.index == returned.index:
-                    planned[place] = msgspec.structs.replace(one, call=msgspec.structs.replace(one.call, returns=True, is_final=True))
+                    planned[place] = msgspec.structs.replace(
+                        one, call=msgspec.structs.replace(one.call, returns=True, is_final=True)
+                    )
                     self._advance.outcome = Outcome(State.COMPLETED)
                     return
         result = None if dumped.inputs else self._inline(returned)

@@ -37,7 +37,7 @@ class Nursery(Protocol):
         ...
 
 
-class ChildFailed(Exception):  # noqa: N818 - it never leaves the worker
+class ChildFailed(Exception):
     """How a child has failed: its report."""
 
     def __init__(self, report: Report) -> None:
@@ -159,9 +159,7 @@ class Spawner:
             return call.traceparent
         return attempt_context(call.traceparent, task_run_id_of(call.run_id, call.task, call.index), call.attempt)
 
-    def _child(
-        self, task: Task[..., Any] | None, dumped: Dumped, *, function: str = "", map_index: int | None = None
-    ) -> Call:
+    def _child(self, task: Task[..., Any] | None, dumped: Dumped, *, function: str = "", map_index: int | None = None) -> Call:
         parent = self._call
         name = "" if task is None else task.name
         index = child_index(parent.index, parent.attempt, self._count, name, dumped.data)
@@ -218,8 +216,6 @@ def with_timeout(future: Future[Any]) -> None:
             raise
     except ChildFailed:
         pass  # raised again where it is dealt with
-
-
 
 
 def lose() -> None:

@@ -114,9 +114,7 @@ class Wirer:
                 return
             if seconds >= self._timeout_seconds:
                 step.is_stopped = True
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(step.thread_id), ctypes.py_object(_TakesTooLong)
-                )
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(step.thread_id), ctypes.py_object(_TakesTooLong))
             if step.is_named:
                 return
             step.is_named = True

@@ -42,7 +42,7 @@ _COLLECTED = "engine.arguments:collected"
 _OWN_FILES = (__file__, deadlines.__file__)
 
 
-class Postponed(Exception):  # noqa: N818 - no error: the cluster is to keep the call
+class Postponed(Exception):
     """The call is not over: another attempt follows, or its value waits for its children. Its report has said so."""
 
 
