@@ -10,16 +10,17 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from distributed import Client, LocalCluster, fire_and_forget
 
 from engine.errors import DaskUnavailable
-from engine.executor import Call, OnReports, Submission, decode_reports, encode_call
+from engine.executor import Call, Listener, Submission, decode_reports, encode_call
 from engine.logs import logger
+from engine.parcels import Parcel, decode_outcomes, encode_parcel
 from engine.reporter import ReportPlugin, warm_up
-from engine.scheduler import NAME, REFUSED, VERSION, RunsPlugin
+from engine.scheduler import NAME, PARCELS, REFUSED, VERSION, RunsPlugin
 
 #: How often the connection is looked at.
 _WATCH_SECONDS = 0.5
@@ -49,13 +50,12 @@ class Cluster:
         self._token = ""
         self._is_lost = False
         self._owned: dict[int, int] = {}
-        self._on_reports: OnReports = lambda reports: None
-        self._on_reset: Callable[[], None] = lambda: None
+        self._listener: Listener
         self._watcher: asyncio.Task[None] | None = None
 
-    async def start(self, on_reports: OnReports, on_reset: Callable[[], None]) -> None:
+    async def start(self, listener: Listener) -> None:
         """Connect, and stay connected. Raises DaskUnavailable."""
-        self._on_reports, self._on_reset = on_reports, on_reset
+        self._listener = listener
         await self._connect()
         self._watcher = asyncio.create_task(self._watch(), name="engine-cluster-watch")
 
@@ -76,6 +76,14 @@ class Cluster:
                 chunk, count = [], 0
         if chunk:
             self._submit(chunk)
+
+    def send(self, parcel: Parcel, owners: Sequence[tuple[int, int]]) -> None:
+        """See engine.executor.Executor."""
+        self._send({"op": "engine-parcel", "app": self._app, "parcel": encode_parcel(parcel), "owners": list(owners)})
+
+    def release_parcels(self, run_ids: Sequence[str]) -> None:
+        """See engine.executor.Executor."""
+        self._send({"op": "engine-release-parcels", "run_ids": list(run_ids)})
 
     async def fetch(self, call: Call) -> Any:
         """See engine.executor.Executor."""
@@ -131,6 +139,7 @@ class Cluster:
             await client.close(timeout=2)
             raise DaskUnavailable(self.address, f"it runs release {version} of the engine, this process {VERSION}")
         client.subscribe_topic(NAME, self._hear)
+        client.subscribe_topic(PARCELS, self._hear_parcels)
         client.subscribe_topic(REFUSED, self._warn)
         # The first graph that a scheduler and its workers see takes them some hundred milliseconds: let it be this one.
         fire_and_forget(client.map(warm_up, range(_WARM_UP_CALLS), pure=False))
@@ -148,7 +157,15 @@ class Cluster:
         self._is_lost = False
 
     def _hear(self, event: bytes) -> None:
-        self._on_reports(decode_reports(event))
+        self._listener.on_reports(decode_reports(event))
+
+    def _hear_parcels(self, event: dict[str, Any]) -> None:
+        if "outcomes" in event:
+            self._listener.on_outcomes(decode_outcomes(event["outcomes"]))
+        elif "died" in event:
+            self._listener.on_deaths(event["died"], event["reason"])
+        else:
+            self._listener.on_refused(event["parcel"])
 
     def _warn(self, event: list[int]) -> None:
         partition, epoch, latest = event
@@ -200,7 +217,7 @@ class Cluster:
 
     def _say_back(self) -> None:
         logger.info("in touch with the Dask scheduler again; open runs go on", dask=self.address)
-        self._on_reset()
+        self._listener.on_reset()
 
 
 @contextlib.asynccontextmanager

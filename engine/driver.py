@@ -19,6 +19,8 @@ from engine.executor import Call, Executor, Report, Submission
 from engine.flows import Flow
 from engine.ledger import Ledger
 from engine.logs import log_failure, logger
+from engine.packer import Packer
+from engine.parcels import Outcome
 from engine.planning import Advance, Feed, Limits
 from engine.progress import Progress, Step
 from engine.publisher import Publisher
@@ -88,12 +90,13 @@ class Driver:
         self._has_feeds = asyncio.Event()
         self._fetches: set[asyncio.Task[None]] = set()
         self._ledgers: Mapping[int, Ledger] = {}
+        self._packer = Packer(settings, flows, executor, publisher, tracer, self._on_packed_end)
 
     async def start(self, ledgers: Mapping[int, Ledger]) -> None:
         """Connect to the cluster. ``ledgers`` are those of the partitions owned, by number. Raises DaskUnavailable."""
         self._ledgers = ledgers
         self._events.start(self._on_event)
-        await self._executor.start(self._on_reports, self._on_reset)
+        await self._executor.start(self)
 
     async def run(self) -> None:
         """Begin runs and go on with flows until cancelled."""
@@ -115,12 +118,14 @@ class Driver:
         """Somebody else owns the partition: forget its runs, and leave what they have on the cluster alone."""
         for run_id in [run_id for run_id, driven in self._driven.items() if driven.ledger.partition == partition]:
             self._forget(run_id)
+        self._packer.drop(partition)
         self.waitlist.drop(partition)
 
     async def close(self) -> None:
         """Disconnect. What runs on the cluster goes on for the next owner."""
         for driven in self._driven.values():
             driven.cancel_timers()
+        self._packer.close()
         for fetch in self._fetches:
             fetch.cancel()
         await asyncio.gather(*self._fetches, return_exceptions=True)
@@ -142,17 +147,23 @@ class Driver:
         """How many runs may begin now; none while the cluster is away or Kafka does not keep up."""
         if not self.waitlist.ready or self._executor.trouble or self._publisher.backlog > _MAX_BACKLOG:
             return 0
-        return min(self._settings.max_open_runs - (len(self._driven) - len(self._parked)), _MAX_TICK)
+        open_runs = len(self._driven) - len(self._parked) + len(self._packer)
+        return min(self._settings.max_open_runs - open_runs, _MAX_TICK)
 
     async def _begin_all(self, batch: Sequence[tuple[Ledger, FlowRun]]) -> None:
         now = time.time()
         begun: list[tuple[_Driven, Step]] = []
         starts: list[Start] = []
         for ledger, run in batch:
+            if self._packer.takes(run.flow):
+                self._packer.add(ledger, run)
+                continue
             driven = self._new(ledger, run)
             step = driven.progress.begin(now)
             begun.append((driven, step))
             starts.append(Start(run, driven.progress.history(), run.running_at))
+        if not starts:
+            return
         advances = await self._wirer.start(starts)
         submissions: list[Submission] = []
         for (driven, step), advance in zip(begun, advances, strict=True):
@@ -205,7 +216,20 @@ class Driver:
         if advance.fetch is not None:
             self._fetch(driven, advance.fetch)
 
-    def _on_reports(self, reports: Sequence[Report]) -> None:
+    def on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        """See engine.executor.Listener."""
+        self._packer.on_outcomes(outcomes)
+
+    def on_deaths(self, run_ids: Sequence[str], reason: str) -> None:
+        """See engine.executor.Listener."""
+        self._packer.on_deaths(run_ids, reason)
+
+    def on_refused(self, parcel_id: str) -> None:
+        """See engine.executor.Listener."""
+        self._packer.on_refused(parcel_id)
+
+    def on_reports(self, reports: Sequence[Report]) -> None:
+        """See engine.executor.Listener."""
         now = time.time()
         submissions: list[Submission] = []
         for report in reports:
@@ -215,16 +239,17 @@ class Driver:
         if submissions:
             self._executor.submit(submissions)
 
-    def _on_reset(self) -> None:
-        """The cluster has forgotten everything: submit again what is open."""
+    def on_reset(self) -> None:
+        """See engine.executor.Listener: the cluster has forgotten everything, so submit again what is open."""
         for ledger in self._ledgers.values():
             self._executor.own(ledger.partition, ledger.epoch)
         submissions: list[Submission] = []
         for driven in self._driven.values():
             driven.has_submitted = False
             self._submit(driven, driven.progress.resubmit().submit, submissions)
-        logger.info("open runs are submitted again", runs=len(submissions))
+        logger.info("open runs are submitted again", runs=len(submissions) + len(self._packer))
         self._executor.submit(submissions)
+        self._packer.on_reset()
         self._wake.set()
 
     def _on_event(self, run_id: str, index: str, event: bytes | None, error: Failure | None) -> None:
@@ -342,6 +367,11 @@ class Driver:
                 self._tracer.run(driven.context, parent, change, self._settings.app, progress.started_at, change.error)
                 self.waitlist.end(ledger, run)
                 self._wake.set()
+
+    def _on_packed_end(self, ledger: Ledger, run: FlowRun) -> None:
+        self.waitlist.end(ledger, run)
+        if self.waitlist.ready:
+            self._wake.set()
 
     def _ended(self, driven: _Driven) -> None:
         """The run's end is safely on the state topic: only now may the cluster and the ledger let it go."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from engine.errors import TaskFailed
-from engine.executor import Call, OnReports, Report, Submission, index_of
+from engine.executor import Call, Listener, Report, Submission, index_of
+from engine.packing import run_parcel
+from engine.parcels import Outcome, Parcel
 from engine.spawning import ChildFailed
 from engine.states import State
 from engine.telemetry import Tracer
@@ -45,12 +47,13 @@ class InlineExecutor:
         self._pool = ThreadPoolExecutor(10_000, "engine-inline")
         #: By run and index.
         self._calls: dict[str, dict[str, _Entry]] = {}
-        self._on_reports: OnReports = lambda reports: None
+        self._parcels: set[asyncio.Future[None]] = set()
+        self._listener: Listener
         self._loop: asyncio.AbstractEventLoop
 
-    async def start(self, on_reports: OnReports, on_reset: Callable[[], None]) -> None:
+    async def start(self, listener: Listener) -> None:
         """See engine.executor.Executor; there is nothing to connect to."""
-        self._on_reports = on_reports
+        self._listener = listener
         self._loop = asyncio.get_running_loop()
 
     def own(self, partition: int, epoch: int) -> None:
@@ -67,6 +70,15 @@ class InlineExecutor:
         for entry in self._calls.pop(run_id, {}).values():
             entry.running.cancel()
 
+    def send(self, parcel: Parcel, owners: Sequence[tuple[int, int]]) -> None:
+        """See engine.executor.Executor."""
+        running = self._loop.run_in_executor(self._pool, self._run_parcel, parcel)
+        self._parcels.add(running)
+        running.add_done_callback(self._parcels.discard)
+
+    def release_parcels(self, run_ids: Sequence[str]) -> None:
+        """Nothing was kept."""
+
     async def fetch(self, call: Call) -> Any:
         """See engine.executor.Executor."""
         entry = self._calls.get(call.run_id, {}).get(call.index)
@@ -79,12 +91,12 @@ class InlineExecutor:
         running = [entry.running for calls in self._calls.values() for entry in calls.values()]
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*running, *self._parcels, return_exceptions=True)
         await asyncio.to_thread(self._pool.shutdown)
 
     def begin(self, report: Report) -> None:
         """See engine.worker.Reporter."""
-        self._loop.call_soon_threadsafe(self._on_reports, [report])
+        self._loop.call_soon_threadsafe(self._listener.on_reports, [report])
 
     def end(self, report: Report) -> None:
         """See engine.worker.Reporter."""
@@ -107,6 +119,12 @@ class InlineExecutor:
         if not call.is_async:
             self._loop.call_soon_threadsafe(self._free.release)
 
+    def _run_parcel(self, parcel: Parcel) -> None:
+        def tell(outcomes: list[Outcome]) -> None:
+            self._loop.call_soon_threadsafe(self._listener.on_outcomes, outcomes)
+
+        run_parcel(parcel, tell, tracer=self.tracer, worker=self.address)
+
     def _submit(self, call: Call) -> None:
         calls = self._calls.setdefault(call.run_id, {})
         entry = calls.get(call.index)
@@ -117,7 +135,7 @@ class InlineExecutor:
             entry.call = call
             entry.again.set()
         elif entry.report is not None:
-            self._loop.call_soon(self._on_reports, [entry.report])
+            self._loop.call_soon(self._listener.on_reports, [entry.report])
 
     def _hear(self, report: Report) -> None:
         for child in report.spawned:
@@ -125,7 +143,7 @@ class InlineExecutor:
         entry = self._calls.get(report.run_id, {}).get(report.index)
         if entry is not None and report.state is not State.RUNNING:
             entry.report = report
-        self._on_reports([report])
+        self._listener.on_reports([report])
 
     async def _run(self, entry: _Entry, calls: dict[str, _Entry]) -> Any:
         while True:

@@ -115,13 +115,15 @@ class _PackedFlow:
             if failure is None and not recording.is_waiting:
                 result, kept = self._encode(returned)
                 tasks = encode_tasks(recording.tasks)
-                return Outcome(run.run_id, run.attempt, State.COMPLETED, started_at, time.time(), result, kept, None, tasks)
+                return Outcome(
+                    run.run_id, run.attempt, State.COMPLETED, started_at, time.time(), result, kept, None, None, tasks
+                )
         except BaseException as error:  # e.g. what user code started in the background, or a __str__ that exits
             failure = failure_in_user_code(error)
         if failure is None:
             return recording.to_be_continued(started_at)
         tasks = encode_tasks(recording.tasks_beside(failure))
-        return Outcome(run.run_id, run.attempt, State.FAILED, started_at, time.time(), None, None, failure, tasks)
+        return Outcome(run.run_id, run.attempt, State.FAILED, started_at, time.time(), None, None, None, failure, tasks)
 
     def _stuck(self, run: PackedRun, error: TaskTimeout) -> None:
         if self._on_stuck is not None:

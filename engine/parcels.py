@@ -91,6 +91,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
     #: The encoded result, where it is small enough; else ``kept`` says why it did not travel.
     result: bytes | None = None
     kept: str | None = None
+    #: Where the result store has it.
+    stored: str | None = None
     error: Failure | None = None
     #: Encoded on the worker, a JSON array of TaskEntry: goes into the state change as it is.
     tasks: bytes = b"[]"
@@ -235,6 +237,17 @@ class Parcels:
             del self._places[run.run_id], self._deaths[run.run_id]
             verdict.crashed.append(run)
         return verdict
+
+    def holding(self, run_ids: Iterable[str]) -> list[str]:
+        """The parcels under way in which these runs are, each once."""
+        return list(dict.fromkeys(self._places[run_id] for run_id in run_ids if run_id in self._places))
+
+    def again(self, parcel_id: str) -> list[Parcel]:
+        """A parcel was not taken: what is left of it, to be sent again."""
+        if parcel_id not in self._parcels:
+            return []
+        parcel, left = self._parcels.pop(parcel_id)
+        return [self._send_again(parcel, tuple(left.values()))]
 
     def resubmit(self) -> list[Parcel]:
         """The cluster has lost everything: what has no outcome yet, to be sent again."""

@@ -6,6 +6,8 @@ With the other rooms of the cluster the only importer of distributed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import importlib
 import threading
 import time
@@ -23,6 +25,8 @@ from tornado.ioloop import PeriodicCallback
 from engine.deadlines import end_hung_process
 from engine.executor import Call, Report, decode_call, decode_reports, encode_reports
 from engine.logs import logger
+from engine.packing import run_parcel
+from engine.parcels import Outcome, decode_parcel, encode_outcomes
 from engine.restarter import Restarter, owns_process
 from engine.spawning import ChildFailed
 from engine.telemetry import Tracer
@@ -60,6 +64,8 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         self._sharing: object | None = None
         #: Who waits for which key.
         self._awaited: dict[str, list[Future[Any]]] = {}
+        #: Outcomes of each parcel that runs here, on their way.
+        self._parcels: dict[str, deque[Outcome]] = {}
         worker.stream_handlers["engine-ended"] = self._hear_ended
         self._live = PeriodicCallback(self._tell_live, _LIVE_INTERVAL_MS)
         worker.loop.add_callback(self._live.start)
@@ -186,7 +192,42 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         if reports:
             self._send(reports)
 
+    def run_parcel(self, key: str, parcel: bytes) -> None:
+        """Run a parcel in this thread, telling outcomes on the way."""
+        pending = self._parcels[key] = deque()
+        try:
+            run_parcel(
+                decode_parcel(parcel),
+                self._tell_outcomes,
+                tracer=self.tracer,
+                worker=self.address,
+                pending=pending,
+                on_stuck=functools.partial(self._stuck_in_parcel, key),
+            )
+        finally:
+            del self._parcels[key]
+            self.hold_if_stuck(key)
+
+    def _tell_outcomes(self, outcomes: list[Outcome]) -> None:
+        # From the parcel's own thread: this is in the event loop's queue before Dask's word that the parcel is over.
+        message = {"op": "engine-outcomes", "outcomes": encode_outcomes(outcomes)}
+        self._worker.loop.add_callback(self._worker.batched_send, message)
+
+    def _stuck_in_parcel(self, key: str, outcome: Outcome) -> None:
+        """Code of a run cannot be stopped: it has failed; the runs that wait behind it go to another worker."""
+        self._tell_outcomes([outcome])
+        if self.restarts:
+            self._restarter.begin(key, lambda: None)
+
     def _tell_live(self) -> None:
+        for pending in list(self._parcels.values()):
+            # They would wait behind a run that takes long.
+            outcomes: list[Outcome] = []
+            with contextlib.suppress(IndexError):  # empty, or the parcel's own thread was faster
+                while True:
+                    outcomes.append(pending.popleft())
+            if outcomes:
+                self._tell_outcomes(outcomes)
         if self._begun:
             keys = list(self._begun)
             reports = [report for key in keys if (report := self._begun.pop(key, None)) is not None]
@@ -217,6 +258,11 @@ async def run_async_call(call: bytes, *results: Any) -> Any:
     except Postponed:
         pass
     raise Reschedule
+
+
+def run_packed(key: str, parcel: bytes) -> None:
+    """The function of every parcel on the cluster."""
+    get_worker().plugins[NAME].run_parcel(key, parcel)
 
 
 def warm_up(_: int) -> None:
