@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -83,12 +83,12 @@ class Driver:
         self._driven: dict[str, _Driven] = {}
         self._parked: set[str] = set()
         self._wake = asyncio.Event()
-        limits = Limits(settings.inline_result_bytes, settings.max_run_tasks)
+        limits = Limits(settings.inline_result_bytes, settings.max_run_tasks, settings.app if settings.results else "")
         self._wirer = Wirer(flows, limits, settings.flow_timeout_seconds)
         #: What async flows are to hear.
         self._feeds: dict[str, list[Feed]] = {}
         self._has_feeds = asyncio.Event()
-        self._fetches: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._ledgers: Mapping[int, Ledger] = {}
         self._packer = Packer(settings, flows, executor, publisher, tracer, self._on_packed_end)
 
@@ -126,9 +126,9 @@ class Driver:
         for driven in self._driven.values():
             driven.cancel_timers()
         self._packer.close()
-        for fetch in self._fetches:
-            fetch.cancel()
-        await asyncio.gather(*self._fetches, return_exceptions=True)
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
         await self._events.close()
         await self._executor.close()
         self._wirer.close()
@@ -173,6 +173,16 @@ class Driver:
         if submissions:
             self._executor.submit(submissions)
 
+    def _begin_again(self, driven: _Driven) -> None:
+        """The next attempt of a flow, which takes the place of the last."""
+        self._wirer.forget(driven.progress.run.run_id)
+        self._in_background(self._begin_all([(driven.ledger, driven.progress.run)]), "engine-begin-again")
+
+    def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
     def _new(self, ledger: Ledger, run: FlowRun) -> _Driven:
         settings = self._settings
         flow = self._flows.get(run.flow)
@@ -180,6 +190,7 @@ class Driver:
             run,
             ledger.epoch,
             is_async=flow is not None and flow.is_async,
+            retry=None if flow is None else flow.retry,
             max_tasks=settings.max_run_tasks,
             window=settings.map_window,
         )
@@ -279,6 +290,9 @@ class Driver:
             self._events.drop(run_id, index)
             if (timer := driven.timers.pop(index, None)) is not None:
                 timer.cancel()
+        if step.begin_again_in_seconds is not None:
+            again = functools.partial(self._begin_again, driven)
+            self._later(driven, "flow", step.begin_again_in_seconds, again)
         if step.feeds:
             self._feeds.setdefault(run_id, []).extend(step.feeds)
             self._has_feeds.set()
@@ -312,9 +326,7 @@ class Driver:
             self._executor.submit(submissions)
 
     def _fetch(self, driven: _Driven, index: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._fetch_value(driven, index), name="engine-fetch")
-        self._fetches.add(task)
-        task.add_done_callback(self._fetches.discard)
+        self._in_background(self._fetch_value(driven, index), "engine-fetch")
 
     async def _fetch_value(self, driven: _Driven, index: str) -> None:
         progress = driven.progress

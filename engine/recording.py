@@ -37,6 +37,7 @@ from engine.planning import (
     PlannedSleep,
     PlannedWait,
 )
+from engine.retries import Verdict, judge
 from engine.runs import FlowRun
 from engine.states import State, encode, utc
 from engine.tasks import Task
@@ -378,6 +379,7 @@ class Recording:
             scheduled_at=self._at,
             is_taken=self._flow.is_async or task is None,
             persist=task is not None and task.persist,
+            store=self._limits.store if is_final or (task is not None and task.persist) else "",
         )
 
     # --- How it ends ---------------------------------------------------------------------------------------------------
@@ -423,9 +425,10 @@ class Recording:
         if not self._flow.is_async or isinstance(error, TooManyTasks):
             self._advance.planned.clear()  # nothing of it has begun, and nothing will
         if isinstance(error, FlowChanged):
-            self._advance.outcome = Outcome(State.CRASHED, failure_of(error))
+            self._advance.outcome = Outcome(State.CRASHED, failure_of(error), verdict=Verdict(is_final=True))
         else:
-            self._advance.outcome = Outcome(state_of(error), failure_of(error, _OWN_FILES))
+            verdict = None if isinstance(error, TaskFailed | TaskCrashed) else judge(self._flow.retry, error)
+            self._advance.outcome = Outcome(state_of(error), failure_of(error, _OWN_FILES), verdict=verdict)
 
     def _inline(self, value: Any) -> bytes | None:
         """A plain value as it travels in COMPLETED; None where it must stay on the cluster, as a task's would."""
