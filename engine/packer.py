@@ -178,13 +178,13 @@ class Packer:
             self._executor.send(parcel, [(ledger.partition, ledger.epoch) for ledger in ledgers])
 
     def _with_retry(self, packed: _Run, outcome: Outcome) -> Outcome:
-        """The same, or RETRYING where the flow has attempts left: it is then gone through anew."""
+        """The same, or RETRYING where the flow has attempts left: it is gone through again, but for what has completed."""
         retry = self._flows[packed.run.flow].retry
         verdict = judge_named(retry, outcome.error.type if outcome.error is not None else "")
         wait_seconds = next_wait_seconds(retry, packed.run.attempt, is_final=verdict.is_final)
         if wait_seconds is None:
             return outcome
-        return msgspec.structs.replace(outcome, state=State.RETRYING, wait_seconds=wait_seconds, memo=b"")
+        return msgspec.structs.replace(outcome, state=State.RETRYING, wait_seconds=wait_seconds)
 
     def _retry_later(self, packed: _Run, outcome: Outcome) -> None:
         run = packed.run

@@ -127,7 +127,9 @@ class _PackedFlow:
         if failure is None:
             return recording.to_be_continued(started_at)
         tasks = encode_tasks(recording.tasks_beside(failure))
-        return Outcome(run.run_id, run.attempt, State.FAILED, started_at, time.time(), None, None, None, failure, tasks)
+        memo = recording.memo_of_completed() if self._flow.retry is not None else b""
+        now = time.time()
+        return Outcome(run.run_id, run.attempt, State.FAILED, started_at, now, error=failure, tasks=tasks, memo=memo)
 
     def _stuck(self, run: PackedRun, error: TaskTimeout) -> None:
         if self._on_stuck is not None:
