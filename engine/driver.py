@@ -24,11 +24,13 @@ from engine.logs import log_failure, logger
 from engine.packer import Packer
 from engine.parcels import Outcome
 from engine.planning import Advance, Limits
-from engine.progress import Progress, Step
+from engine.progress import Progress
 from engine.publisher import Publisher
+from engine.recovery import heard
 from engine.runs import FlowRun
 from engine.settings import Settings
 from engine.states import Failure
+from engine.steps import Step
 from engine.telemetry import Tracer, attempt_context, is_sampled, run_context
 from engine.waitlist import Waitlist
 from engine.wiring import Start, Wirer
@@ -139,7 +141,7 @@ class Driver:
             driven = self._new(ledger, run)
             step = driven.progress.begin(now)
             begun.append((driven, step))
-            starts.append(Start(run, driven.progress.history(), run.running_at))
+            starts.append(Start(run, heard(run), run.running_at))
         if not starts:
             return
         advances = await self._wirer.start(starts)
@@ -307,7 +309,7 @@ class Driver:
             self._publisher.publish(run, driven.envelope, change, ledger.partition, parent, on_acknowledged)
             if ends:
                 parent = run.traceparent or ""
-                self._tracer.run(driven.context, parent, change, self._settings.app, progress.started_at, change.error)
+                self._tracer.run(driven.context, parent, change, self._settings.app, run.running_at, change.error)
                 self.waitlist.end(ledger, run)
                 self._wake.set()
 
