@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from dask._task_spec import Task, TaskRef
+from dask.utils import key_split
 from distributed import Scheduler
 from distributed.scheduler import TaskState
 
@@ -21,21 +22,28 @@ from engine.reporter import run_async_call, run_call
 HOLDER = "engine-runs"
 #: A task that never ends. What is not to run yet depends on it.
 _GATE = "engine-gate"
+#: Runs of so many calls at most are kept together, where each takes a worker no longer than this.
+_SMALL_RUN = 16
+_QUICK_SECONDS = 0.02
 
 
 class Pending:
     """Tasks that are to be made in one go."""
 
-    __slots__ = ("depth", "graph")
+    __slots__ = ("depth", "graph", "runs")
 
     def __init__(self) -> None:
         self.graph: dict[str, Task] = {}
         self.depth: dict[str, int] = {}
+        #: Keys by run.
+        self.runs: dict[str, list[str]] = {}
 
     def add(self, call: Call, encoded: bytes) -> None:
         """A call of a run."""
-        self.graph[call.key] = _task_of(call.key, call, encoded)
-        self.depth[call.key] = call.depth
+        key = call.key
+        self.graph[key] = _task_of(key, call, encoded)
+        self.depth[key] = call.depth
+        self.runs.setdefault(call.run_id, []).append(key)
 
 
 class DaskGraph:
@@ -59,20 +67,23 @@ class DaskGraph:
         refused = [decode_call(graph.pop(key).args[0]) for key in lost]
         made = list(graph)
         if graph:
-            self.create_tasks(graph, pending.depth)
-        pending.graph, pending.depth = {}, {}
+            self.create_tasks(graph, pending.depth, self._places(pending))
+        pending.graph, pending.depth, pending.runs = {}, {}, {}
         return made, refused
 
-    def create_tasks(self, graph: dict[str, Task], priority: int | dict[str, int]) -> None:
-        """Make tasks of Dask's, held in our name; those of higher priority run first."""
+    def create_tasks(
+        self, graph: dict[str, Task], priority: int | dict[str, int], places: dict[str, list[str]] | None = None
+    ) -> None:
+        """Make tasks of Dask's, held in our name; those of higher priority run first, those with places there if they can."""
         now = time.time()
+        annotations = {"workers": places, "allow_other_workers": dict.fromkeys(places, True)} if places else {}
         self._scheduler._create_taskstate_from_graph(
             start=now,
             dsk=graph,
             keys=set(graph),
             ordered={key: number for number, key in enumerate(graph)},
             client=HOLDER,
-            annotations_by_type={},
+            annotations_by_type=annotations,
             global_annotations=None,
             stimulus_id=f"engine-submit-{now}",
             submitting_task=None,
@@ -80,6 +91,28 @@ class DaskGraph:
             user_priority=priority,
             fifo_timeout=0.1,
         )
+
+    def _places(self, pending: Pending) -> dict[str, list[str]]:
+        """A worker for each small run of quick tasks: to send their results about would cost more than the tasks do.
+
+        Runs of tasks that take longer, or that nobody has run yet, are left to Dask, which spreads them.
+        """
+        workers = self._scheduler.workers
+        if len(workers) < 2:
+            return {}
+        loads = {address: len(worker.processing) / max(1, worker.nthreads) for address, worker in workers.items()}
+        places: dict[str, list[str]] = {}
+        for keys in pending.runs.values():
+            if not 1 < len(keys) <= _SMALL_RUN or not all(self._is_quick(key) for key in keys):
+                continue
+            address = min(loads, key=loads.__getitem__)
+            loads[address] += len(keys) / max(1, workers[address].nthreads)
+            places.update(dict.fromkeys(keys, [address]))
+        return places
+
+    def _is_quick(self, key: str) -> bool:
+        prefix = self._scheduler.task_prefixes.get(key_split(key))
+        return prefix is not None and 0 <= prefix.duration_average < _QUICK_SECONDS
 
     def run_again(self, task: TaskState, call: Call, encoded: bytes) -> None:
         """The next attempt of a call that was put back; anything else is left as it is."""
