@@ -19,7 +19,7 @@ from engine.errors import DaskUnavailable
 from engine.executor import Call, Listener, Submission, decode_reports, encode_call
 from engine.logs import logger
 from engine.parcels import Parcel, decode_outcomes, encode_parcel
-from engine.reporter import ReportPlugin, warm_up
+from engine.reporter import ReportPlugin, ResultsPlugin, warm_up
 from engine.scheduler import NAME, PARCELS, REFUSED, VERSION, RunsPlugin
 
 #: How often the connection is looked at.
@@ -35,7 +35,18 @@ _WARM_UP_CALLS = 16
 class Cluster:
     """One engine's connection to a Dask scheduler."""
 
-    def __init__(self, app: str, address: str, *, modules: Sequence[str] = (), connect_timeout_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        app: str,
+        address: str,
+        *,
+        modules: Sequence[str] = (),
+        connect_timeout_seconds: float = 10.0,
+        results: str = "",
+        max_result_bytes: int = 0,
+        max_run_tasks: int = 100_000,
+    ) -> None:
+        """``results`` is the URL of the app's result store, of which the workers are told."""
         self.address = address
         #: Empty while submissions can be taken; otherwise why not.
         self.trouble = f"not connected to the Dask scheduler at {address} yet"
@@ -44,6 +55,7 @@ class Cluster:
         self._app = app
         #: Handler modules that workers import ahead of the first task.
         self._modules = tuple(modules)
+        self._results, self._max_result_bytes, self._max_run_tasks = results, max_result_bytes, max_run_tasks
         self._timeout_seconds = connect_timeout_seconds
         self._client: Client | None = None
         self._comm: Any = None
@@ -129,8 +141,10 @@ class Cluster:
         except (OSError, TimeoutError, ValueError, ImportError) as error:
             raise DaskUnavailable(self.address, f"{error}") from error
         try:
-            await client.register_plugin(RunsPlugin())
+            await client.register_plugin(RunsPlugin(self._max_run_tasks))
             await client.register_plugin(ReportPlugin(self._modules))
+            if self._results:
+                await client.register_plugin(ResultsPlugin(self._app, self._results, self._max_result_bytes))
             self._token, version, self.slots = await client.scheduler.engine_token()
         except Exception as error:  # whatever the other side answers: it is not a scheduler we can work with
             await client.close(timeout=2)

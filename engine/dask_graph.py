@@ -107,7 +107,7 @@ class DaskGraph:
                 continue
             address = min(loads, key=loads.__getitem__)
             loads[address] += len(keys) / max(1, workers[address].nthreads)
-            places.update(dict.fromkeys(keys, [address]))
+            places.update({key: [address] for key in keys})
         return places
 
     def _is_quick(self, key: str) -> bool:

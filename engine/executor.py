@@ -56,6 +56,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     is_walked: bool = False
     #: Whether the value is to be put into the result store, and taken from there.
     persist: bool = False
+    #: The app whose result store it is; the empty text where there is none.
+    store: str = ""
     map_index: int | None = None
     #: The index of the task that started it; the empty text for the flow's own calls.
     spawned_by: str = ""

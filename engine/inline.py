@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from engine.errors import TaskFailed
+from engine.errors import ResultStoreError, TaskFailed
 from engine.executor import Call, Listener, Report, Submission, index_of
 from engine.packing import run_parcel
 from engine.parcels import Outcome, Parcel
+from engine.results import ResultStore
 from engine.spawning import ChildFailed
 from engine.states import State
 from engine.telemetry import Tracer
@@ -36,7 +37,8 @@ class _Entry:
 class InlineExecutor:
     """Runs calls as soon as their dependencies are done."""
 
-    def __init__(self, threads: int = 4, tracer: Tracer | None = None) -> None:
+    def __init__(self, threads: int = 4, tracer: Tracer | None = None, results: ResultStore | None = None) -> None:
+        self._results = results
         self.trouble = ""
         self.slots = threads
         self.address = "inline"
@@ -102,6 +104,12 @@ class InlineExecutor:
         """See engine.worker.Reporter."""
         self._loop.call_soon_threadsafe(self._hear, report)
 
+    def store(self, app: str) -> ResultStore:
+        """See engine.worker.Reporter."""
+        if self._results is None:
+            raise ResultStoreError(app, "there is no result store", "Give the settings a `results` URL.")
+        return self._results
+
     def stuck(self, report: Report, key: str) -> None:
         """See engine.worker.Reporter. The thread is lost to us until its code comes back."""
         self.end(report)
@@ -123,7 +131,10 @@ class InlineExecutor:
         def tell(outcomes: list[Outcome]) -> None:
             self._loop.call_soon_threadsafe(self._listener.on_outcomes, outcomes)
 
-        run_parcel(parcel, tell, tracer=self.tracer, worker=self.address)
+        def keep(run_id: str, value: Any) -> str:
+            return self.store(parcel.store).save(run_id, "result", "result", value)
+
+        run_parcel(parcel, tell, tracer=self.tracer, worker=self.address, keep=keep if parcel.store else None)
 
     def _submit(self, call: Call) -> None:
         calls = self._calls.setdefault(call.run_id, {})
@@ -207,7 +218,7 @@ class _Seceded:
         self.address = executor.address
         self.restarts = False
         self.tracer = executor.tracer
-        self.stuck = executor.stuck
+        self.stuck, self.store = executor.stuck, executor.store
         self.begin, self.end, self.spawn, self.ended = executor.begin, executor.end, executor.spawn, executor.ended
         self.has_left = False
 

@@ -100,6 +100,10 @@ class PackedRecording:
             memo=memos.write(self._handles, self._attempts.waits, self._attempts.tasks),
         )
 
+    def memo_of_completed(self) -> bytes:
+        """What another attempt of the flow need not do again."""
+        return memos.write(self._handles, {}, self._attempts.tasks, with_failures=False)
+
     def run_flow(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Call a ``def`` flow. Raises whatever that raises."""
         return self._context.copy().run(_record, self, function, arguments)

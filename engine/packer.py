@@ -21,6 +21,7 @@ from engine.ledger import Ledger
 from engine.logs import log_failure
 from engine.parcels import Outcome, PackedRun, Parcel, Parcels, Sizing
 from engine.publisher import Publisher
+from engine.retries import judge_named, next_wait_seconds
 from engine.runs import FlowRun
 from engine.settings import Settings
 from engine.states import ABSENT, Envelope, Failure, State, StateChange, later, utc
@@ -106,6 +107,8 @@ class Packer:
         for outcome in self._parcels.done(outcomes):
             packed = self._runs[outcome.run_id]
             seconds.setdefault(packed.run.flow, []).append(outcome.ended_at - outcome.started_at)
+            if outcome.state is State.FAILED:
+                outcome = self._with_retry(packed, outcome)  # noqa: PLW2901 - the flow's own policy may make it another
             if outcome.state is State.RETRYING:
                 self._retry_later(packed, outcome)
             else:
@@ -160,13 +163,28 @@ class Packer:
                 self._tell(packed, run.advance(State.RUNNING, now, packed.ledger.epoch))
             attempt = max(1, run.attempt)
             runs.append(PackedRun(run.run_id, run.parameters, packed.context, run.scheduled_at, attempt, packed.memo))
-        parcel = self._parcels.pack(name, self._flows[name].reference, runs, self._settings.inline_result_bytes)
+        parcel = self._parcels.pack(
+            name,
+            self._flows[name].reference,
+            runs,
+            self._settings.inline_result_bytes,
+            self._settings.app if self._settings.results else "",
+        )
         self._submit([parcel])
 
     def _submit(self, parcels: Iterable[Parcel]) -> None:
         for parcel in parcels:
             ledgers = [self._runs[run.run_id].ledger for run in parcel.runs]
             self._executor.send(parcel, [(ledger.partition, ledger.epoch) for ledger in ledgers])
+
+    def _with_retry(self, packed: _Run, outcome: Outcome) -> Outcome:
+        """The same, or RETRYING where the flow has attempts left: it is gone through again, but for what has completed."""
+        retry = self._flows[packed.run.flow].retry
+        verdict = judge_named(retry, outcome.error.type if outcome.error is not None else "")
+        wait_seconds = next_wait_seconds(retry, packed.run.attempt, is_final=verdict.is_final)
+        if wait_seconds is None:
+            return outcome
+        return msgspec.structs.replace(outcome, state=State.RETRYING, wait_seconds=wait_seconds)
 
     def _retry_later(self, packed: _Run, outcome: Outcome) -> None:
         run = packed.run

@@ -49,6 +49,8 @@ class Parcel(msgspec.Struct, frozen=True, array_like=True, gc=False):
     reference: str
     runs: tuple[PackedRun, ...]
     inline_result_bytes: int
+    #: The app whose result store takes what does not travel; the empty text where there is none.
+    store: str = ""
 
 
 class TaskOutcome(msgspec.Struct, frozen=True, gc=False):
@@ -201,9 +203,9 @@ class Parcels:
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._places
 
-    def pack(self, flow: str, reference: str, runs: Iterable[PackedRun], inline_result_bytes: int) -> Parcel:
+    def pack(self, flow: str, reference: str, runs: Iterable[PackedRun], inline_result_bytes: int, store: str = "") -> Parcel:
         """A new parcel, from now on under way. A run must not be in another one."""
-        return self._add(Parcel(self._new_id(), flow, reference, tuple(runs), inline_result_bytes))
+        return self._add(Parcel(self._new_id(), flow, reference, tuple(runs), inline_result_bytes, store))
 
     def done(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Outcomes were heard, of a whole parcel or a part, perhaps twice or late; answers those that count."""

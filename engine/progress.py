@@ -12,6 +12,7 @@ from engine.failures import failure_of
 from engine.graph import Graph, Node
 from engine.parking import Parking
 from engine.planning import Feed, Outcome, Planned, PlannedCall, PlannedEnd, PlannedMap, PlannedWait
+from engine.retries import Retry, judge_named, next_wait_seconds
 from engine.runs import FlowRun, TaskRun, index_of_task_run, logical
 from engine.states import ABSENT, Failure, State, StateChange, later, utc
 
@@ -40,6 +41,8 @@ class Step(msgspec.Struct):
     dropped: list[str] = msgspec.field(default_factory=list)
     #: Whether the changes tell what the engine alone has decided: nothing may be submitted before they are on the topic.
     is_decision: bool = False
+    #: After how long the flow is to be gone through again, where its run has failed and may be.
+    begin_again_in_seconds: float | None = None
 
 
 class Progress:
@@ -49,7 +52,14 @@ class Progress:
     """
 
     def __init__(
-        self, run: FlowRun, epoch: int, *, is_async: bool = False, max_tasks: int = 100_000, window: int = 1_000
+        self,
+        run: FlowRun,
+        epoch: int,
+        *,
+        is_async: bool = False,
+        retry: Retry | None = None,
+        max_tasks: int = 100_000,
+        window: int = 1_000,
     ) -> None:
         """``window`` is about how many elements of maps may be on the cluster at a time."""
         self.run = run
@@ -60,10 +70,9 @@ class Progress:
         self.is_ended = False
         #: Whether the result stayed on the cluster.
         self.keeps_result = False
-        #: After how long the flow is to be tried again, where it has failed and may be.
-        self.retry_in_seconds: float | None = None
         self._epoch = epoch
         self._is_async = is_async
+        self._retry = retry
         self._window = window
         self._outcome: Outcome | None = None
         self._kept: dict[str, Any] = {}
@@ -378,8 +387,18 @@ class Progress:
         if failed is None:
             details = {"result": msgspec.Raw(outcome.result)} if outcome.result is not None else self._kept
             step.changes.append(self.run.advance(State.COMPLETED, now, self._epoch, **details))
-        else:
-            step.changes.append(self.run.advance(failed[0], now, self._epoch, error=failed[1]))
+            return
+        state, error = failed
+        verdict = outcome.verdict or judge_named(self._retry, error.type)
+        wait_seconds = next_wait_seconds(
+            self._retry, self.run.attempt, is_final=verdict.is_final, retry_after_seconds=verdict.retry_after_seconds
+        )
+        if wait_seconds is None:
+            step.changes.append(self.run.advance(state, now, self._epoch, error=error))
+            return
+        at = later(utc(now), wait_seconds)
+        step.changes.append(self.run.advance(State.RETRYING, now, self._epoch, error=error, next_attempt_at=at))
+        step.begin_again_in_seconds = wait_seconds
 
     # --- Small parts ----------------------------------------------------------------------------------------------------
 

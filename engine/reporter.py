@@ -23,11 +23,13 @@ from distributed.worker_state_machine import SecedeEvent
 from tornado.ioloop import PeriodicCallback
 
 from engine.deadlines import end_hung_process
+from engine.errors import ResultStoreError
 from engine.executor import Call, Report, decode_call, decode_reports, encode_reports
 from engine.logs import logger
 from engine.packing import run_parcel
 from engine.parcels import Outcome, decode_parcel, encode_outcomes
 from engine.restarter import Restarter, owns_process
+from engine.results import ResultStore
 from engine.spawning import ChildFailed
 from engine.telemetry import Tracer
 from engine.worker import Postponed, execute, execute_async
@@ -113,6 +115,15 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         self._flush()
         self._send([report])
 
+    def store(self, app: str) -> ResultStore:
+        """See engine.worker.Reporter."""
+        plugin = self._worker.plugins.get(ResultsPlugin.name_of(app))
+        if plugin is None:
+            cause = f"this worker was not told of the result store of the app {app}"
+            raise ResultStoreError(self.address, cause, "Is an engine with `results` set connected?")
+        store: ResultStore = plugin.store
+        return store
+
     def spawn(self, report: Report) -> None:
         """See engine.spawning.Nursery."""
         self._ended.append(report)
@@ -195,18 +206,24 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
     def run_parcel(self, key: str, parcel: bytes) -> None:
         """Run a parcel in this thread, telling outcomes on the way."""
         pending = self._parcels[key] = deque()
+        decoded = decode_parcel(parcel)
+        keep = functools.partial(self._keep, decoded.store) if decoded.store else None
         try:
             run_parcel(
-                decode_parcel(parcel),
+                decoded,
                 self._tell_outcomes,
                 tracer=self.tracer,
                 worker=self.address,
                 pending=pending,
                 on_stuck=functools.partial(self._stuck_in_parcel, key),
+                keep=keep,
             )
         finally:
             del self._parcels[key]
             self.hold_if_stuck(key)
+
+    def _keep(self, app: str, run_id: str, value: Any) -> str:
+        return self.store(app).save(run_id, "result", "result", value)
 
     def _tell_outcomes(self, outcomes: list[Outcome]) -> None:
         # From the parcel's own thread: this is in the event loop's queue before Dask's word that the parcel is over.
@@ -235,6 +252,29 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
 
     def _send(self, reports: list[Report]) -> None:
         self._worker.batched_send({"op": "engine-report", "reports": encode_reports(reports)})
+
+
+class ResultsPlugin(WorkerPlugin):  # type: ignore[misc]
+    """Tells a worker of the result store of an app."""
+
+    idempotent = False
+
+    def __init__(self, app: str, url: str, max_bytes: int) -> None:
+        self.name = self.name_of(app)
+        self._app, self._url, self._max_bytes = app, url, max_bytes
+        self._store: ResultStore | None = None
+
+    @staticmethod
+    def name_of(app: str) -> str:
+        """Name of the plugin of an app."""
+        return f"{NAME}-results-{app}"
+
+    @property
+    def store(self) -> ResultStore:
+        """The store, made when it is needed first. Raises SettingsError."""
+        if self._store is None:
+            self._store = ResultStore(self._url, self._app, self._max_bytes)
+        return self._store
 
 
 def run_call(call: bytes, *results: Any) -> Any:
