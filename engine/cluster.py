@@ -93,9 +93,9 @@ class Cluster:
         """See engine.executor.Executor."""
         self._send({"op": "engine-parcel", "app": self._app, "parcel": encode_parcel(parcel), "owners": list(owners)})
 
-    def release_parcels(self, run_ids: Sequence[str]) -> None:
+    def release_parcels(self, run_ids: Sequence[str], keep_seconds: float) -> None:
         """See engine.executor.Executor."""
-        self._send({"op": "engine-release-parcels", "run_ids": list(run_ids)})
+        self._send({"op": "engine-release-parcels", "run_ids": list(run_ids), "keep_seconds": keep_seconds})
 
     async def fetch(self, call: Call) -> Any:
         """See engine.executor.Executor."""

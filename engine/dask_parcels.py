@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-from dask._task_spec import Task
+from dask._task_spec import Task, TaskRef
 from distributed import Scheduler
 
 from engine.dask_graph import DaskGraph
+from engine.dask_names import Names
+from engine.executor import key_of
 from engine.parcels import Outcome, Parcel, decode_outcomes, decode_parcel, encode_outcomes, encode_parcel
-from engine.reporter import run_packed
+from engine.reporter import run_packed, take_kept
 
 #: Before all else: a parcel is many runs, each of which has waited already.
 _PRIORITY = 1_000
@@ -23,7 +25,7 @@ _PRIORITY = 1_000
 class _Packed:
     """A packed run that the scheduler knows of."""
 
-    __slots__ = ("attempt", "key", "outcome", "slot")
+    __slots__ = ("attempt", "is_kept", "key", "outcome", "slot")
 
     def __init__(self, slot: tuple[str, int]) -> None:
         self.slot = slot
@@ -31,15 +33,24 @@ class _Packed:
         #: The parcel it is in; empty while it is in none.
         self.key = ""
         self.outcome: Outcome | None = None
+        #: Whether its result stays on the cluster.
+        self.is_kept = False
 
 
 class HeldParcels:
     """The packed runs of all apps."""
 
-    def __init__(self, scheduler: Scheduler, graph: DaskGraph, tell: Callable[[tuple[str, int], dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        graph: DaskGraph,
+        names: Names,
+        tell: Callable[[tuple[str, int], dict[str, Any]], None],
+    ) -> None:
         """``tell`` sends a message to the engine that owns a partition."""
         self._scheduler = scheduler
         self._graph = graph
+        self._names = names
         self._tell = tell
         self._runs: dict[str, _Packed] = {}
         #: Runs of each parcel under way.
@@ -90,10 +101,13 @@ class HeldParcels:
         for slot, own in by_slot.items():
             self._tell(slot, {"outcomes": encode_outcomes(own)})
 
-    def ended(self, key: str, reason: str) -> None:
+    def ended(self, key: str, reason: str, has_values: bool) -> None:
         """A parcel is over; the runs of it that have no outcome died with their worker, or could not begin."""
         died: dict[tuple[str, int], list[str]] = {}
-        for run_id in self._parcels.pop(key, ()):
+        runs = self._parcels.pop(key, ())
+        if has_values:
+            self._share(key, runs)
+        for run_id in runs:
             known = self._runs.get(run_id)
             if known is not None and known.key == key:
                 known.key = ""
@@ -102,12 +116,33 @@ class HeldParcels:
             self._tell(slot, {"died": run_ids, "reason": reason})
         self._graph.release([key])
 
-    def release(self, run_ids: Sequence[str]) -> None:
-        """The ends of these runs are on the state topic."""
+    def release(self, run_ids: Sequence[str], keep_seconds: float) -> None:
+        """The ends of these runs are on the state topic: results that did not travel go after ``keep_seconds``."""
         for run_id in run_ids:
-            self._runs.pop(run_id, None)
+            known = self._runs.pop(run_id, None)
+            if known is not None and known.is_kept:
+                self._scheduler.loop.call_later(keep_seconds, self._let_go, run_id)
+
+    def _share(self, key: str, run_ids: Sequence[str]) -> None:
+        """Results that neither travelled nor were stored become values of their own, to be had by their runs' names."""
+        outcomes = [known.outcome for run_id in run_ids if (known := self._runs.get(run_id)) is not None]
+        kept = [one.run_id for one in outcomes if one is not None and one.kept is not None and one.stored is None]
+        if kept:
+            graph = {_kept_key(run_id): Task(_kept_key(run_id), take_kept, TaskRef(key), run_id) for run_id in kept}
+            self._graph.create_tasks(graph, _PRIORITY)
+            for run_id in kept:
+                self._runs[run_id].is_kept = True
+                self._names.share(run_id, _kept_key(run_id))
+
+    def _let_go(self, run_id: str) -> None:
+        self._names.drop_variable(run_id)
+        self._graph.release([_kept_key(run_id)])
 
 
 def key_of_parcel(parcel: Parcel) -> str:
     """The key of a parcel on the cluster. Beginning with the flow's name it shares a group on Dask's scheduler."""
     return f"{parcel.flow}-{parcel.parcel_id}-0"
+
+
+def _kept_key(run_id: str) -> str:
+    return key_of("", run_id, "result")

@@ -190,8 +190,8 @@ class Executor(Protocol):
         """Run a parcel; ``owners`` are partition and epoch of each of its runs. What is under way is attached to."""
         ...
 
-    def release_parcels(self, run_ids: Sequence[str]) -> None:
-        """The ends of these packed runs are safely on the state topic."""
+    def release_parcels(self, run_ids: Sequence[str], keep_seconds: float) -> None:
+        """The ends of these packed runs are safely on the state topic: results on the cluster go after ``keep_seconds``."""
         ...
 
     async def fetch(self, call: Call) -> Any:

@@ -78,7 +78,7 @@ class InlineExecutor:
         self._parcels.add(running)
         running.add_done_callback(self._parcels.discard)
 
-    def release_parcels(self, run_ids: Sequence[str]) -> None:
+    def release_parcels(self, run_ids: Sequence[str], keep_seconds: float) -> None:
         """Nothing was kept."""
 
     async def fetch(self, call: Call) -> Any:
@@ -131,10 +131,10 @@ class InlineExecutor:
         def tell(outcomes: list[Outcome]) -> None:
             self._loop.call_soon_threadsafe(self._listener.on_outcomes, outcomes)
 
-        def keep(run_id: str, value: Any) -> str:
-            return self.store(parcel.store).save(run_id, "result", "result", value)
+        def keep(run_id: str, value: Any) -> str | None:
+            return self.store(parcel.store).save(run_id, "result", "result", value) if parcel.store else None
 
-        run_parcel(parcel, tell, tracer=self.tracer, worker=self.address, keep=keep if parcel.store else None)
+        run_parcel(parcel, tell, tracer=self.tracer, worker=self.address, keep=keep)
 
     def _submit(self, call: Call) -> None:
         calls = self._calls.setdefault(call.run_id, {})

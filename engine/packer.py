@@ -204,7 +204,9 @@ class Packer:
         details: dict[str, Any] = {"tasks": tasks}
         if outcome.state is State.COMPLETED:
             details["result"] = ABSENT if outcome.result is None else msgspec.Raw(outcome.result)
-            details["result_ref"], details["reason"] = outcome.stored, outcome.kept
+            if outcome.kept is not None:
+                details["result_ref"] = outcome.stored or f"dask:variable/run-{packed.run.run_id}"
+                details["reason"] = outcome.kept
         else:
             details["error"] = outcome.error
         run = packed.run
@@ -232,4 +234,4 @@ class Packer:
 
     def _release_all(self) -> None:
         released, self._released = self._released, []
-        self._executor.release_parcels(released)
+        self._executor.release_parcels(released, self._settings.result_ttl_seconds)

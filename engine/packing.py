@@ -25,14 +25,15 @@ from engine.parcels import Outcome, PackedRun, Parcel, encode_tasks
 from engine.states import Failure, State, encode
 from engine.tasks import resolve
 from engine.telemetry import Tracer, trace_id_of
+from engine.worker import check_pickles
 
 #: Outcomes wait for others at most so long, and for the end of the run that is under way.
 _TELL_SECONDS = 0.02
 _MAX_KEPT = 4_096
 
 Tell = Callable[[list[Outcome]], None]
-#: Stores the result of a run; answers where it is.
-Keep = Callable[[str, Any], str]
+#: Takes the result of a run that does not travel; answers where it is, where that is not the cluster.
+Keep = Callable[[str, Any], str | None]
 
 
 def run_parcel(
@@ -118,7 +119,10 @@ class _PackedFlow:
                 failure = recording.failure
             if failure is None and not recording.is_waiting:
                 result, kept = self._encode(returned)
-                stored = self._keep(run.run_id, returned) if kept is not None and self._keep is not None else None
+                stored = None
+                if kept is not None:
+                    check_pickles("result", returned)
+                    stored = None if self._keep is None else self._keep(run.run_id, returned)
                 tasks = encode_tasks(recording.tasks)
                 now = time.time()
                 return Outcome(run.run_id, run.attempt, State.COMPLETED, started_at, now, result, kept, stored, None, tasks)

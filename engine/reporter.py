@@ -203,11 +203,12 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         if reports:
             self._send(reports)
 
-    def run_parcel(self, key: str, parcel: bytes) -> None:
-        """Run a parcel in this thread, telling outcomes on the way."""
+    def run_parcel(self, key: str, parcel: bytes) -> dict[str, Any]:
+        """Run a parcel in this thread, telling outcomes on the way. Answers the results that stay here, by run."""
         pending = self._parcels[key] = deque()
         decoded = decode_parcel(parcel)
-        keep = functools.partial(self._keep, decoded.store) if decoded.store else None
+        kept: dict[str, Any] = {}
+        keep = functools.partial(self._keep, decoded.store, kept)
         try:
             run_parcel(
                 decoded,
@@ -221,9 +222,13 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         finally:
             del self._parcels[key]
             self.hold_if_stuck(key)
+        return kept
 
-    def _keep(self, app: str, run_id: str, value: Any) -> str:
-        return self.store(app).save(run_id, "result", "result", value)
+    def _keep(self, app: str, kept: dict[str, Any], run_id: str, value: Any) -> str | None:
+        if app:
+            return self.store(app).save(run_id, "result", "result", value)
+        kept[run_id] = value
+        return None
 
     def _tell_outcomes(self, outcomes: list[Outcome]) -> None:
         # From the parcel's own thread: this is in the event loop's queue before Dask's word that the parcel is over.
@@ -300,9 +305,15 @@ async def run_async_call(call: bytes, *results: Any) -> Any:
     raise Reschedule
 
 
-def run_packed(key: str, parcel: bytes) -> None:
-    """The function of every parcel on the cluster."""
-    get_worker().plugins[NAME].run_parcel(key, parcel)
+def run_packed(key: str, parcel: bytes) -> dict[str, Any]:
+    """The function of every parcel on the cluster. Its value are the results that did not travel, by run."""
+    kept: dict[str, Any] = get_worker().plugins[NAME].run_parcel(key, parcel)
+    return kept
+
+
+def take_kept(kept: dict[str, Any], run_id: str) -> Any:
+    """One of those results, as the value of a task of its own."""
+    return kept[run_id]
 
 
 def warm_up(_: int) -> None:

@@ -80,7 +80,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self.scheduler = scheduler
         self.token = os.urandom(8).hex()
         self._graph, self._names = DaskGraph(scheduler), Names(scheduler)
-        self._parcels = HeldParcels(scheduler, self._graph, self._tell_owner)
+        self._parcels = HeldParcels(scheduler, self._graph, self._names, self._tell_owner)
         scheduler.handlers["engine_token"] = self.tell_token
         scheduler.handlers[KEYS] = self.tell_keys
         scheduler.stream_handlers.update(
@@ -178,7 +178,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         """Tell the owner of a task that erred without a report of its own: its worker died, or could not load it."""
         if finish in ("memory", "erred") and key in self._parcels:
             reason = details.get("exception_text") or "its worker died"
-            self.scheduler.loop.add_callback(self._parcels.ended, key, reason)  # when Dask is done with it
+            self.scheduler.loop.add_callback(self._parcels.ended, key, reason, finish == "memory")  # when Dask is done with it
             return
         if finish == "memory":
             if key in self._awaited:
@@ -236,9 +236,9 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         """Outcomes of packed runs, from a worker."""
         self._parcels.hear(outcomes)
 
-    def release_parcels(self, client: str, run_ids: list[str]) -> None:
+    def release_parcels(self, client: str, run_ids: list[str], keep_seconds: float) -> None:
         """Packed runs have ended, and their ends are on the state topic."""
-        self._parcels.release(run_ids)
+        self._parcels.release(run_ids, keep_seconds)
 
     # --- Tasks and names ------------------------------------------------------------------------------------------------
 

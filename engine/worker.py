@@ -133,7 +133,8 @@ def _leave(ended: tuple[Any, Exception | None]) -> Any:
     return value
 
 
-def _check_pickles(task: str, value: Any) -> None:
+def check_pickles(task: str, value: Any) -> None:
+    """Raises ResultStuck where a result could not leave this worker."""
     try:
         try:
             # Large buffers (arrays, frames) are left out, the rest goes nowhere: this costs time, no memory.
@@ -229,7 +230,7 @@ class _Attempt:
             details["stored"] = self._store().save(call.run_id, call.task or "result", call.index, value)
         # Dask would compute a result that it cannot send anew, for ever.
         if (call.is_taken or "kept" in details) and type(value) not in _PLAIN:
-            _check_pickles(call.task, value)
+            check_pickles(call.task, value)
         if self._is_continuation:
             details["tail"] = tuple(index_of(key) for key in call.dependencies)
         if call.has_news or not self._is_continuation:
