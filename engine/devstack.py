@@ -18,8 +18,9 @@ from typing import IO, Any
 import msgspec
 
 from engine.apache import ApacheKafka
+from engine.command_errors import InterruptedStartError, StackError
 from engine.dask_processes import SCHEDULER, WORKER_PREFIX, DaskProcesses, get
-from engine.errors import EngineError, InterruptedStartError, StackError
+from engine.errors import EngineError
 from engine.processes import ChildProcess, Children, run_to_end
 from engine.stack_options import StackOptions
 
