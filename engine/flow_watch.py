@@ -5,6 +5,7 @@ It stops Python code as a task's timeout does, by an exception in its thread. Co
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 import threading
@@ -46,10 +47,8 @@ class FlowWatch:
         """What ``work`` answers, in this thread. Raises FlowBlocked where it had to be stopped."""
         self._step = step = _Step(run)
         done: list[R] = []
-        try:
+        with contextlib.suppress(_TakesTooLong):  # outside of the flow's own code, which has come to an end just before
             done.append(work())
-        except _TakesTooLong:  # raised outside of the flow's own code: that has come to an end just before
-            pass
         with self._lock:
             self._step = None
             if step.is_stopped:
