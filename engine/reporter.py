@@ -71,6 +71,8 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         worker.stream_handlers["engine-ended"] = self._hear_ended
         self._live = PeriodicCallback(self._tell_live, _LIVE_INTERVAL_MS)
         worker.loop.add_callback(self._live.start)
+        # As on the scheduler: nobody needs the last thousand messages.
+        worker.batched_stream.recent_message_log = deque(maxlen=1)
         worker.loop.add_callback(self._preload)
 
     async def _preload(self) -> None:

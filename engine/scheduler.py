@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -79,6 +80,8 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         """Called by the scheduler, once."""
         self.scheduler = scheduler
         self.token = os.urandom(8).hex()
+        for worker in scheduler.workers:
+            self.add_worker(scheduler, worker)
         self._graph, self._names = DaskGraph(scheduler), Names(scheduler)
         self._parcels = HeldParcels(scheduler, self._graph, self._names, self._tell_owner)
         scheduler.handlers["engine_token"] = self.tell_token
@@ -95,6 +98,11 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "engine-release-parcels": self.release_parcels,
             }
         )
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Called by the scheduler for each worker."""
+        # distributed keeps the last thousand messages for those who debug it: of ours that would be as many parcels.
+        scheduler.stream_comms[worker].recent_message_log = deque(maxlen=1)
 
     async def tell_token(self) -> tuple[str, str, int]:
         """Answers which life of the plugin this is, of which release of the engine, and how many threads the workers have."""
@@ -122,6 +130,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._owners[slot] = (epoch, client)
         if (comm := self.scheduler.client_comms.get(client)) is not None:
             comm.interval = _CLIENT_INTERVAL_SECONDS
+            comm.recent_message_log = deque(maxlen=1)
         for held in self._runs.values():
             if held.slot == slot:
                 held.client = client
