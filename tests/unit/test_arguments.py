@@ -58,7 +58,7 @@ def test_a_handle_of_another_run_is_refused_and_both_are_named(foreign: Any) -> 
     "argument", [lambda: 0, (value for value in ()), threading.Lock()], ids=["lambda", "generator", "lock"]
 )
 def test_an_argument_that_cannot_travel_names_the_task_and_the_remedy(argument: Any) -> None:
-    with pytest.raises(WiringError, match="task price: an argument cannot travel to a worker: .*Pass plain values"):
+    with pytest.raises(WiringError, match=r"task price: an argument cannot travel to a worker: .*Pass plain values"):
         dump(((argument,), {}), "price", RUN_ID)
 
 
@@ -144,8 +144,13 @@ class TestChildIndex:
 
     @pytest.mark.parametrize(
         "other",
-        [("4", 1, 0, "price", b"args"), ("3", 2, 0, "price", b"args"), ("3", 1, 1, "price", b"args")]
-        + [("3", 1, 0, "weigh", b"args"), ("3", 1, 0, "price", b"other")],
+        [
+            ("4", 1, 0, "price", b"args"),
+            ("3", 2, 0, "price", b"args"),
+            ("3", 1, 1, "price", b"args"),
+            ("3", 1, 0, "weigh", b"args"),
+            ("3", 1, 0, "price", b"other"),
+        ],
     )
     def test_another_parent_attempt_number_task_or_argument_makes_another_child(self, other: Any) -> None:
         assert child_index(*other) != child_index("3", 1, 0, "price", b"args")

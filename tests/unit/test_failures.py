@@ -14,7 +14,7 @@ from tests.unit.samples import orders
 
 def raised(error: BaseException) -> BaseException:
     try:
-        raise error
+        raise error  # noqa: TRY301 - for its traceback
     except BaseException as caught:
         return caught
 
