@@ -78,7 +78,7 @@ class Progress:
         self._elements = 0
         #: What has failed, in order; one that the flow or a parent has dealt with does not fail the run.
         self._failures: dict[str, tuple[State, Failure]] = {}
-        self._handled: set[str] = set()
+        self._handled = set(run.handled)
         #: Calls that have no value and will have none, and the call that is to blame.
         self._valueless: dict[str, str] = {}
         #: Calls whose value was lost after it had been told of.
@@ -284,7 +284,9 @@ class Progress:
             if not self._has_ended(node):  # else its end was told before its result was lost
                 at, wait_seconds = utc(report.at), report.retry_in_seconds
                 details = {"error": report.error, "next_attempt_at": later(at, wait_seconds), "reason": report.remark}
-                step.changes.append(self._tell(node, State.RETRYING, report.at, report.attempt, **details))
+                step.changes.append(
+                    self._tell(node, State.RETRYING, report.at, report.attempt, handled=report.handled, **details)
+                )
             self._waiting.add(index)
             step.retries.append((index, report.retry_in_seconds))
         elif report.state in _BAD:
@@ -296,6 +298,7 @@ class Progress:
             told = self._is_async and report.result is not None
             result = msgspec.Raw(report.result or b"") if told else ABSENT
             details: dict[str, Any] = {"result": result, "length": report.length, "result_ref": report.stored}
+            details["handled"] = report.handled
             step.changes.append(self._tell(node, State.COMPLETED, report.at, report.attempt, reason=report.remark, **details))
         lost = next((child for child in report.tail if child in self._valueless), None)
         if lost is not None:
@@ -319,7 +322,7 @@ class Progress:
         error = report.error or _NO_REASON
         self._leave(index)
         if node.call.task and not self._has_ended(node):
-            details = {"error": error, "reason": report.remark}
+            details = {"error": error, "reason": report.remark, "handled": report.handled}
             step.changes.append(self._tell(node, report.state, report.at, report.attempt, **details))
         self._failures.setdefault(index, (report.state, error))
         self._valueless.setdefault(index, index)

@@ -62,6 +62,7 @@ class FlowRun:
         "ended",
         "event",
         "flow",
+        "handled",
         "key",
         "offset",
         "parameters",
@@ -96,6 +97,8 @@ class FlowRun:
         self.ended: list[tuple[str, float]] = []
         #: The tasks that the current attempt of the flow has called, by index.
         self.called: dict[str, str] = {}
+        #: Indices of the children whose failure the task that started them has dealt with.
+        self.handled: set[str] = set()
 
     def apply(self, change: StateChange) -> bool:
         """Take in a change read from the state topic; False for one that was taken in before.
@@ -121,6 +124,7 @@ class FlowRun:
             task = self.tasks[task_run_id] = TaskRun()
         task.state = follow(task_run_id, task.state, change.state)
         task.attempt = change.attempt
+        self.handled.update(change.handled)
         if change.state is State.SCHEDULED:
             task.wakes_at = change.wakes_at
             if change.spawned_by is None:
