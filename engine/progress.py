@@ -84,6 +84,8 @@ class Progress:
         #: Calls whose value was lost after it had been told of.
         self._remade: set[str] = set()
         self._orphans, self._above = run.orphans()
+        #: What was heard of calls before they were nodes here: another owner made them, and it is told but once.
+        self._early: dict[str, list[Report]] = {}
 
     @property
     def is_parked(self) -> bool:
@@ -145,18 +147,24 @@ class Progress:
     def report(self, report: Report, now: float) -> Step:
         """Something was heard of a call. Reports may come twice, late, or from an attempt that is over."""
         step = Step()
+        self._take(step, report, now)
+        return step
+
+    def _take(self, step: Step, report: Report, now: float) -> None:
         if self.is_ended:
-            return step
-        made = [self.graph.add_child(call) for call in report.spawned if call.index not in self.graph.nodes]
+            return
         index = logical(report.index)
         node = self.graph.nodes.get(index)
-        if node is not None and self._is_news(index, node, report):
+        if node is None:
+            self._early.setdefault(index, []).append(report)
+            return
+        made = [self.graph.add_child(call) for call in report.spawned if call.index not in self.graph.nodes]
+        if self._is_news(index, node, report):
             self._hear(step, index, node, report)
         for child in made:
             self._orphans.discard(child.call.index)
             self._submitted.add(child.call.index)  # by its parent
         self._settle(step, made, now)
-        return step
 
     def retry(self, index: str) -> Step:
         """The wait before the next attempt of a call is over."""
@@ -204,6 +212,9 @@ class Progress:
             entered += [self._enter(step, node, now) for node in more]
         if entered:
             step.submit += self._calls([index for index in entered if index in self._pending])
+        for index in entered if self._early else ():
+            for report in self._early.pop(index, ()):
+                self._take(step, report, now)
         self._finish(step, now)
 
     def _enter(self, step: Step, node: Node, now: float) -> str:
