@@ -74,6 +74,8 @@ class Progress:
         self._submitted: set[str] = set()
         #: Calls between two attempts: what is heard of them is late.
         self._waiting: set[str] = set()
+        #: Those and what needs them, where the cluster has lost all: to be submitted when the wait is over.
+        self._held_back: set[str] = set()
         #: Elements of maps among what is pending.
         self._elements = 0
         #: What has failed, in order; one that the flow or a parent has dealt with does not fail the run.
@@ -172,7 +174,13 @@ class Progress:
             return Step()
         self._waiting.discard(index)
         self._attempts[index] = self._attempts.get(index, 1) + 1
-        return Step(submit=(self._with_attempt(index),))
+        self._submitted.discard(index)
+        again = [index]
+        if index in self._held_back:
+            # The cluster has lost what waits for it, too.
+            again += (later for later in self.graph.downstream(index) if later in self._pending)
+            self._held_back = self._behind_waits()
+        return Step(submit=self._calls(one for one in again if one not in self._held_back))
 
     def wake(self, index: str, now: float, *, event: bytes | None = None, error: Failure | None = None) -> Step:
         """A sleep is over, an event has been found, or waiting for one is over: without it, or with an error."""
@@ -192,8 +200,22 @@ class Progress:
 
     def resubmit(self) -> Step:
         """The cluster has lost everything: what is pending, and what that needs, once more."""
+        if self.is_ended:
+            return Step()
         self._submitted.clear()
-        return Step() if self.is_ended else Step(submit=self._calls(self._pending - self._waiting))
+        for index, node in self.graph.nodes.items() if self._attempts else ():
+            if node.call.spawned_by and index in self._waiting:
+                # Its parent would start it at once, as if it had never run: better the attempt that comes next.
+                self._waiting.discard(index)
+                self._attempts[index] = self._attempts.get(index, 1) + 1
+            elif node.call.spawned_by and index not in self._pending:
+                self._attempts.pop(index, None)
+        self._held_back = self._behind_waits()
+        return Step(submit=self._calls(self._pending - self._held_back))
+
+    def _behind_waits(self) -> set[str]:
+        """Calls that wait for their next attempt, and what needs them."""
+        return self._waiting.union(*(self.graph.downstream(index) for index in self._waiting))
 
     # --- What can be submitted ------------------------------------------------------------------------------------------
 
@@ -239,8 +261,8 @@ class Progress:
             # A completed one, too, where it has something to say that the log does not: its value, or its children.
             self._pending.add(index)
             self._elements += "." in index
-            if known is not None and known.attempt:
-                # A wait between two attempts is not held again: it began with the owner that is gone.
+            if known is not None and known.attempt and not call.spawned_by:
+                # Of a child the cluster says which attempt it is at: where all is lost its parent starts it as new. A wait between two attempts is not held again: it began with the owner that is gone.
                 self._attempts[index] = known.attempt + (state is State.RETRYING)
         return index
 
@@ -271,6 +293,10 @@ class Progress:
             return False
         if index in self._waiting and report.attempt == attempt:
             return False
+        if node.call.spawned_by and report.retry_in_seconds is not None and self._has_ended(node):
+            # Its parent, run again, has started it again and may wait for it.
+            self._attempts[index] = report.attempt
+            return True
         if index not in self._pending:
             # A result that was told of is gone, and failed when it was made again, while it is still needed.
             is_lost = report.state in _BAD and self._state(node) is State.COMPLETED
@@ -287,6 +313,10 @@ class Progress:
         if report.tail:
             self.graph.add_tail(index, report.tail)
         self._handled.update(report.handled)
+        if self._is_told(node, report):
+            step.retries.append((index, report.retry_in_seconds or 0.0))
+            self._waiting.add(index)
+            return
         if report.started_at and node.call.task and self._state(node) in (State.SCHEDULED, State.RETRYING):
             step.changes.append(self._tell(node, State.RUNNING, report.started_at, report.attempt, worker=report.worker))
         if report.state is State.COMPLETED:
@@ -302,6 +332,12 @@ class Progress:
             step.retries.append((index, report.retry_in_seconds))
         elif report.state in _BAD:
             self._end_badly(step, index, node, report)
+
+    def _is_told(self, node: Node, report: Report) -> bool:
+        """Whether it is a failed attempt of a child that an earlier owner has told of: the wait begins anew."""
+        if report.retry_in_seconds is None or self._state(node) is not State.RETRYING:
+            return False
+        return self.run.tasks[node.task_run_id].attempt >= report.attempt
 
     def _complete(self, step: Step, index: str, node: Node, report: Report) -> None:
         call = node.call

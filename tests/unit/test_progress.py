@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from engine import task
+from engine.arguments import child_index
 from engine.errors import EngineError
-from engine.executor import Call, key_of
-from engine.progress import Progress
-from engine.states import Failure, State, utc
-from tests.unit.driven import CHAIN, DIAMOND, ONE, Driven, dag, short, t
-from tests.unit.recorded import BAD, RUN_ID, run_of
+from engine.executor import Call, Report, index_of, key_of
+from engine.handles import MapHandle, unmapped
+from engine.progress import Progress, Step
+from engine.states import TRANSITIONS, Failure, State, StateChange, utc
+from tests.unit.driven import CHAIN, DIAMOND, ONE, Driven, dag, rebuilt, short, t
+from tests.unit.recorded import BAD, RUN_ID, Gone, run_of
 from tests.unit.samples.orders import add, double, listing, total
 
 COMPLETED, FAILED, CRASHED, RUNNING = State.COMPLETED, State.FAILED, State.CRASHED, State.RUNNING
@@ -549,3 +556,269 @@ class TestAsyncFlows:
         assert driven.submitted == ["0"]
         assert driven.hear(0, COMPLETED, kept="too large", length=9) == []
         assert driven.step.fetch == "0"
+
+
+@task
+def lists(*needed: Any) -> Any:
+    """Its value has a length that its first report tells."""
+
+
+#: What a generated flow does next: a call, a call that lists, a map over it or over a sequence; with what is taken.
+Move = tuple[str, tuple[int, ...]]
+
+
+def flow_of(moves: list[Move], returns: str) -> Any:
+    """A flow of these moves; each takes results of earlier ones, a map stands for its whole where it is taken."""
+
+    def fulfil() -> Any:
+        made: list[Any] = []
+        for kind, taken in moves:
+            handles = [made[index] for index in taken]
+            maps = [handle for handle in handles if isinstance(handle, MapHandle)]
+            match kind:
+                case "call":
+                    made.append(t(*handles))
+                case "list":
+                    made.append(lists(*handles))
+                case "map":
+                    made.append(t.map(list(range(len(taken) + 1)), unmapped(handles)))
+                case "walk" if maps:
+                    made.append(t.map(maps[0]))
+                case "walk":
+                    made.append(t.map(lists(*handles)))
+        if returns == "last" and made:
+            return made[-1]
+        return made if returns == "all" else 7
+
+    return fulfil
+
+
+@st.composite
+def flows(draw: st.DrawFn) -> Any:
+    size = draw(st.integers(0, 5))
+    kinds = st.sampled_from(["call", "call", "list", "map", "walk"])
+    moves = [
+        (draw(kinds), tuple(sorted(draw(st.sets(st.integers(0, index - 1), max_size=2)))) if index else ())
+        for index in range(size)
+    ]
+    return moves, draw(st.sampled_from(["plain", "last", "all"]))
+
+
+class Cluster:
+    """Runs what is submitted, a call at a time in a random order, as the scheduler and its plugin do.
+
+    Each key runs once; a failed attempt with another to come waits until that is submitted; what a task starts is there
+    at once; what it returns may wait for that.
+    """
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.lose()
+
+    def lose(self) -> None:
+        self.calls: dict[str, Call] = {}
+        #: Calls that are between two attempts.
+        self.gated: set[str] = set()
+        #: Calls that wait in their thread for their children, and those.
+        self.waiting: dict[str, list[str]] = {}
+        #: Calls whose value is put together from these.
+        self.continued: dict[str, list[str]] = {}
+        #: Whether it has a value, by index.
+        self.ended: dict[str, bool] = {}
+        self.reports: dict[str, Report] = {}
+        self.spawned: list[Report] = []
+
+    def do(self, calls: Iterable[Call]) -> None:
+        for call in calls:
+            known = self.calls.get(call.index)
+            if known is None or (call.index in self.gated and call.attempt > known.attempt):
+                self.calls[call.index] = call
+                self.gated.discard(call.index)
+
+    def told(self) -> list[Report]:
+        """What a new owner is told of what has happened."""
+        return [*self.spawned, *self.reports.values()]
+
+    def run(self) -> list[Report]:
+        """Go on with one call, if one can; now and then something old is told again."""
+        open_calls = [call for index, call in self.calls.items() if index not in self.ended and index not in self.gated]
+        heard: list[Report] = []
+        if ready := [call for call in open_calls if self._is_ready(call)]:
+            heard = self._go_on(self.chance.choice(ready))
+        self._lose_what_needs_a_failure()
+        if self.reports and self.chance.random() < 0.2:
+            heard.append(self.chance.choice(self.told()))
+        return heard
+
+    def _is_ready(self, call: Call) -> bool:
+        if call.index in self.waiting:
+            return all(child in self.ended for child in self.waiting[call.index])
+        needed = self.continued.get(call.index) or [index_of(key) for key in call.dependencies]
+        return all(self.ended.get(index) for index in needed)
+
+    def _lose_what_needs_a_failure(self) -> None:
+        for call in list(self.calls.values()) * 2:
+            needed = self.continued.get(call.index) or [index_of(key) for key in call.dependencies]
+            if call.index not in self.ended and any(self.ended.get(index) is False for index in needed):
+                self.ended[call.index] = False  # unreported: the engine knows what is downstream of a failure
+
+    def _go_on(self, call: Call) -> list[Report]:
+        index = call.index
+        if (tail := self.continued.get(index)) is not None:
+            self.ended[index] = True
+            return [self._keep(self._end(call, tail=tuple(tail), **self._value(call)))] if call.has_news else []
+        if (children := self.waiting.pop(index, None)) is not None:
+            handled = tuple(child for child in children if not self.ended[child])
+            return self._finish(call, [], handled)
+        # What an attempt does is mostly the same again, as it should be.
+        mostly = random.Random(f"{call.key}/{call.attempt}")
+        own = mostly if self.chance.random() < 0.9 else self.chance
+        children = []
+        heard: list[Report] = []
+        if call.task and "a" not in index[:1] and own.random() < 0.3 and not call.spawned_by:
+            started = [self._child(call, number, own) for number in range(own.randint(1, 2))]
+            children = [child.index for child in started]
+            report = msgspec.structs.replace(self._report(call, RUNNING), spawned=tuple(started))
+            self.do(child for child in started if child.index not in self.calls)
+            self.spawned.append(report)
+            heard.append(report)
+        elif self.chance.random() < 0.4:
+            heard.append(self._report(call, RUNNING))
+        if children and own.random() < 0.3:
+            self.waiting[index] = children
+            return heard
+        return heard + self._finish(call, children if own.random() < 0.5 else [], ())
+
+    def _finish(self, call: Call, tail: list[str], handled: tuple[str, ...]) -> list[Report]:
+        fate = self.chance.random()
+        if fate < 0.15 and call.attempt < 3 and call.task:
+            self.gated.add(call.index)
+            error = Failure("E", call.index)
+            report = msgspec.structs.replace(self._report(call, FAILED), error=error, retry_in_seconds=1.0, handled=handled)
+        elif fate < 0.3:
+            self.ended[call.index] = False
+            state = CRASHED if fate < 0.18 else FAILED
+            report = msgspec.structs.replace(self._report(call, state), error=Failure("E", call.index), handled=handled)
+            if state is CRASHED and self.chance.random() < 0.5:
+                report = msgspec.structs.replace(report, started_at=0.0)
+        elif tail:
+            self.continued[call.index] = tail
+            report = self._end(call, tail=tuple(tail))
+        else:
+            self.ended[call.index] = True
+            report = self._end(call, handled=handled, **self._value(call))
+        return [self._keep(report)]
+
+    def _value(self, call: Call) -> dict[str, Any]:
+        value: dict[str, Any] = {"result": b"1"} if call.returns else {}
+        if call.is_walked:
+            value["length"] = random.Random(call.key).randint(0, 3)
+        return value
+
+    def _child(self, call: Call, number: int, own: random.Random) -> Call:
+        index = child_index(call.index, call.attempt, number, "t", b"%d" % own.randint(0, 9))
+        values = {"index": index, "task": "t", "attempt": 1, "dependencies": (), "places": (), "map_index": None}
+        plain = {"returns": False, "is_final": False, "is_walked": False, "spawned_by": call.index}
+        return msgspec.structs.replace(call, **values, **plain)
+
+    def _report(self, call: Call, state: State) -> Report:
+        return Report(RUN_ID, call.index, state, call.attempt, 20.0, 21.0, "w")
+
+    def _end(self, call: Call, **fields: Any) -> Report:
+        return msgspec.structs.replace(self._report(call, COMPLETED), **fields)
+
+    def _keep(self, report: Report) -> Report:
+        self.reports.pop(report.index, None)
+        self.reports[report.index] = report
+        return report
+
+
+class Lead:
+    """An owner of a run, and the cluster it leads it on."""
+
+    def __init__(self, body: Any, log: list[StateChange], cluster: Cluster, epoch: int, window: int) -> None:
+        self.log = log
+        self.cluster = cluster
+        self.retries: list[str] = []
+        self.has_submitted = False
+        run = rebuilt(log)
+        self.progress = Progress(run, epoch, window=window)
+        self.take(self.progress.begin(10.0))
+        gone = Gone(body, run=run, at=run.running_at)
+        assert gone.outcome is not None
+        self.take(self.progress.plan(gone.planned, gone.outcome, gone.handled, 10.0))
+
+    def take(self, step: Step) -> None:
+        self.log += step.changes
+        self.retries += [index for index, _ in step.retries]
+        if not step.submit:
+            return
+        told = [] if self.has_submitted else self.cluster.told()
+        self.has_submitted = True
+        self.cluster.do(step.submit)
+        for report in told:
+            self.hear(report)
+
+    def hear(self, report: Report) -> None:
+        self.take(self.progress.report(report, 22.0))
+
+    def reset(self) -> None:
+        """The cluster has lost everything."""
+        self.cluster.lose()
+        self.take(self.progress.resubmit())
+
+    def retry(self, chance: random.Random) -> None:
+        self.take(self.progress.retry(self.retries.pop(chance.randrange(len(self.retries)))))
+
+
+@settings(max_examples=300)
+@given(flows(), st.integers(0, 2**32), st.integers(0, 3), st.integers(0, 2), st.sampled_from([1, 2, 1_000]))
+def test_whoever_drives_a_run_its_history_is_legal_gapless_and_ends(
+    flow: Any, seed: int, takeovers: int, losses: int, window: int
+) -> None:
+    """Any order of reports, repeats, owners that die at any change, a cluster that forgets: one legal history to the end."""
+    chance = random.Random(seed)
+    body = flow_of(*flow)
+    cluster = Cluster(chance)
+    log: list[StateChange] = []
+    lead = Lead(body, log, cluster, 1, window)
+    for _ in range(600):
+        if lead.progress.is_ended and not takeovers:
+            break
+        if takeovers and (lead.progress.is_ended or chance.random() < 0.1):
+            # The owner dies, and the last changes it made never reach the log.
+            takeovers -= 1
+            end = next((i for i, change in enumerate(log) if change.is_flow_run and change.state.is_end), len(log))
+            del log[chance.randint(0, end) :]
+            if losses and chance.random() < 0.5:
+                losses -= 1
+                cluster.lose()
+            lead = Lead(body, log, cluster, lead.progress._epoch + 1, window)
+        elif lead.retries and chance.random() < 0.5:
+            lead.retry(chance)
+        elif losses and chance.random() < 0.1:
+            losses -= 1
+            lead.reset()
+        else:
+            for report in cluster.run():
+                lead.hear(report)
+
+    assert lead.progress.is_ended, short(log)
+    assert [change.seq for change in log] == list(range(1, len(log) + 1))
+    states: dict[str | None, State | None] = {None: State.SCHEDULED}
+    for change in log:
+        assert (states.get(change.task_run_id), change.state) in TRANSITIONS
+        states[change.task_run_id] = change.state
+    assert log[-1].is_flow_run
+    assert log[-1].state.is_end
+    ends = [change.task_run_id for change in log if change.state.is_end]
+    assert len(set(ends)) == len(ends)
+    assert set(ends) == set(states), "every task run that was told of has ended"
+    if log[-1].state is COMPLETED:
+        handled = {index for change in log for index in change.handled}
+        unhandled = [
+            i for i, state in states.items() if state in (FAILED, CRASHED) and str(i).rpartition("/")[2] not in handled
+        ]
+        assert unhandled == []
+    else:
+        assert log[-1].error is not None
