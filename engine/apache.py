@@ -23,7 +23,8 @@ from typing import IO
 
 import msgspec
 
-from engine.errors import ApacheError, KafkaUnavailable
+from engine.command_errors import ApacheError
+from engine.errors import KafkaUnavailable
 from engine.kafka_connection import KafkaConnection
 from engine.settings import Settings
 

@@ -16,7 +16,7 @@ import msgspec
 
 from engine.errors import WiringError
 from engine.executor import ITEM, LIST, VALUE, Place
-from engine.handles import Handle, MapHandle, element_index
+from engine.handles import Handle, MapHandle
 
 #: Larger arguments belong into a task that reads them where it runs.
 MAX_ARGUMENT_BYTES = 64 * 1024 * 1024
@@ -155,18 +155,3 @@ def child_index(parent: str, attempt: int, number: int, task: str, arguments: by
 def collected(value: Any) -> Any:
     """What a flow or a task returned, its handles replaced by results."""
     return value
-
-
-__all__ = [
-    "MAX_ARGUMENT_BYTES",
-    "Dumped",
-    "ElementOf",
-    "Input",
-    "ItemOf",
-    "Wiring",
-    "child_index",
-    "collected",
-    "dump",
-    "element_index",
-    "load",
-]

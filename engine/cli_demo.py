@@ -18,9 +18,9 @@ from engine.broker import Record, Source
 from engine.cli_dev import engine_command
 from engine.cli_flags import AppFlag, DaskFlag, KafkaFlag, settings_of
 from engine.cli_output import say
+from engine.command_errors import HandlerError, UsageError
 from engine.demo import run_demo
 from engine.devstack import DevStack
-from engine.errors import HandlerError, UsageError
 from engine.handler_paths import import_paths
 from engine.kafka import KafkaBroker
 from engine.loader import load

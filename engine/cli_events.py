@@ -17,7 +17,8 @@ from engine import logs
 from engine.broker import Outgoing, Sink
 from engine.cli_flags import AppFlag, JsonFlag, KafkaFlag, settings_of
 from engine.cli_output import json_text, put, say
-from engine.errors import RecordTooLarge, UsageError
+from engine.command_errors import UsageError
+from engine.errors import RecordTooLarge
 from engine.event_files import SOURCE, OnRead, Row, Template, csv_rows, json_rows
 from engine.events import Headers, Position, valid_traceparent
 from engine.kafka import KafkaBroker

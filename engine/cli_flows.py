@@ -14,7 +14,7 @@ from rich.text import Text
 
 from engine.cli_flags import HandlersFlag, JsonFlag, settings_of
 from engine.cli_output import json_text, printable, put, say
-from engine.errors import NotFound
+from engine.command_errors import NotFound
 from engine.flows import Flow, On
 from engine.loader import load
 

@@ -47,7 +47,15 @@ async def run(
     attempt_seconds = min(_DASK_SECONDS, settings.connect_timeout_seconds / 2)
     flows = load(settings.handlers)
     modules = sorted({flow.module for flow in flows.values()})
-    cluster = Cluster(settings.app, settings.dask, modules=modules, connect_timeout_seconds=attempt_seconds)
+    cluster = Cluster(
+        settings.app,
+        settings.dask,
+        modules=modules,
+        connect_timeout_seconds=attempt_seconds,
+        results=settings.results,
+        max_result_bytes=settings.max_result_bytes,
+        max_run_tasks=settings.max_run_tasks,
+    )
     engine = App(settings, flows, KafkaBroker(settings), cluster)
     is_stopping = False
 

@@ -12,7 +12,7 @@ from engine import logs
 from engine.cli_changes import as_json, as_line
 from engine.cli_flags import AppFlag, JsonFlag, KafkaFlag, settings_of
 from engine.cli_output import put
-from engine.errors import NotFound, RunTimeout
+from engine.command_errors import NotFound, RunTimeout
 from engine.kafka import KafkaBroker
 from engine.states import State, StateChange
 from engine.subscriber import Subscription

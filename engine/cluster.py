@@ -10,16 +10,17 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from distributed import Client, LocalCluster, fire_and_forget
 
 from engine.errors import DaskUnavailable
-from engine.executor import Call, OnReports, Submission, decode_reports, encode_call
+from engine.executor import Call, Listener, Submission, decode_reports, encode_call
 from engine.logs import logger
-from engine.reporter import ReportPlugin, warm_up
-from engine.scheduler import NAME, REFUSED, VERSION, RunsPlugin
+from engine.parcels import Parcel, decode_outcomes, encode_parcel
+from engine.reporter import ReportPlugin, ResultsPlugin, warm_up
+from engine.scheduler import NAME, PARCELS, REFUSED, VERSION, RunsPlugin
 
 #: How often the connection is looked at.
 _WATCH_SECONDS = 0.5
@@ -34,7 +35,18 @@ _WARM_UP_CALLS = 16
 class Cluster:
     """One engine's connection to a Dask scheduler."""
 
-    def __init__(self, app: str, address: str, *, modules: Sequence[str] = (), connect_timeout_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        app: str,
+        address: str,
+        *,
+        modules: Sequence[str] = (),
+        connect_timeout_seconds: float = 10.0,
+        results: str = "",
+        max_result_bytes: int = 0,
+        max_run_tasks: int = 100_000,
+    ) -> None:
+        """``results`` is the URL of the app's result store, of which the workers are told."""
         self.address = address
         #: Empty while submissions can be taken; otherwise why not.
         self.trouble = f"not connected to the Dask scheduler at {address} yet"
@@ -43,19 +55,19 @@ class Cluster:
         self._app = app
         #: Handler modules that workers import ahead of the first task.
         self._modules = tuple(modules)
+        self._results, self._max_result_bytes, self._max_run_tasks = results, max_result_bytes, max_run_tasks
         self._timeout_seconds = connect_timeout_seconds
         self._client: Client | None = None
         self._comm: Any = None
         self._token = ""
         self._is_lost = False
         self._owned: dict[int, int] = {}
-        self._on_reports: OnReports = lambda reports: None
-        self._on_reset: Callable[[], None] = lambda: None
+        self._listener: Listener
         self._watcher: asyncio.Task[None] | None = None
 
-    async def start(self, on_reports: OnReports, on_reset: Callable[[], None]) -> None:
+    async def start(self, listener: Listener) -> None:
         """Connect, and stay connected. Raises DaskUnavailable."""
-        self._on_reports, self._on_reset = on_reports, on_reset
+        self._listener = listener
         await self._connect()
         self._watcher = asyncio.create_task(self._watch(), name="engine-cluster-watch")
 
@@ -76,6 +88,14 @@ class Cluster:
                 chunk, count = [], 0
         if chunk:
             self._submit(chunk)
+
+    def send(self, parcel: Parcel, owners: Sequence[tuple[int, int]]) -> None:
+        """See engine.executor.Executor."""
+        self._send({"op": "engine-parcel", "app": self._app, "parcel": encode_parcel(parcel), "owners": list(owners)})
+
+    def release_parcels(self, run_ids: Sequence[str], keep_seconds: float) -> None:
+        """See engine.executor.Executor."""
+        self._send({"op": "engine-release-parcels", "run_ids": list(run_ids), "keep_seconds": keep_seconds})
 
     async def fetch(self, call: Call) -> Any:
         """See engine.executor.Executor."""
@@ -121,8 +141,10 @@ class Cluster:
         except (OSError, TimeoutError, ValueError, ImportError) as error:
             raise DaskUnavailable(self.address, f"{error}") from error
         try:
-            await client.register_plugin(RunsPlugin())
+            await client.register_plugin(RunsPlugin(self._max_run_tasks))
             await client.register_plugin(ReportPlugin(self._modules))
+            if self._results:
+                await client.register_plugin(ResultsPlugin(self._app, self._results, self._max_result_bytes))
             self._token, version, self.slots = await client.scheduler.engine_token()
         except Exception as error:  # whatever the other side answers: it is not a scheduler we can work with
             await client.close(timeout=2)
@@ -131,6 +153,7 @@ class Cluster:
             await client.close(timeout=2)
             raise DaskUnavailable(self.address, f"it runs release {version} of the engine, this process {VERSION}")
         client.subscribe_topic(NAME, self._hear)
+        client.subscribe_topic(PARCELS, self._hear_parcels)
         client.subscribe_topic(REFUSED, self._warn)
         # The first graph that a scheduler and its workers see takes them some hundred milliseconds: let it be this one.
         fire_and_forget(client.map(warm_up, range(_WARM_UP_CALLS), pure=False))
@@ -148,7 +171,15 @@ class Cluster:
         self._is_lost = False
 
     def _hear(self, event: bytes) -> None:
-        self._on_reports(decode_reports(event))
+        self._listener.on_reports(decode_reports(event))
+
+    def _hear_parcels(self, event: dict[str, Any]) -> None:
+        if "outcomes" in event:
+            self._listener.on_outcomes(decode_outcomes(event["outcomes"]))
+        elif "died" in event:
+            self._listener.on_deaths(event["died"], event["reason"])
+        else:
+            self._listener.on_refused(event["parcel"])
 
     def _warn(self, event: list[int]) -> None:
         partition, epoch, latest = event
@@ -200,7 +231,7 @@ class Cluster:
 
     def _say_back(self) -> None:
         logger.info("in touch with the Dask scheduler again; open runs go on", dask=self.address)
-        self._on_reset()
+        self._listener.on_reset()
 
 
 @contextlib.asynccontextmanager

@@ -18,8 +18,9 @@ from typing import IO, Any
 import msgspec
 
 from engine.apache import ApacheKafka
+from engine.command_errors import InterruptedStartError, StackError
 from engine.dask_processes import SCHEDULER, WORKER_PREFIX, DaskProcesses, get
-from engine.errors import EngineError, InterruptedStartError, StackError
+from engine.errors import EngineError
 from engine.processes import ChildProcess, Children, run_to_end
 from engine.stack_options import StackOptions
 
@@ -48,8 +49,7 @@ class DevStack:
     """``async with DevStack(options, report) as stack: await stack.wait()``; leaving stops all, in order."""
 
     def __init__(self, options: StackOptions, report: Report = lambda line: None) -> None:
-        self._options = options
-        self._report = report
+        self._options, self._report = options, report
         self.directory = options.data_directory()
         # All that can happen comes through here, one at a time, so that a reload and a restart never cross.
         self._happenings: asyncio.Queue[_Ended | _Due | _Changed] = asyncio.Queue()

@@ -15,16 +15,22 @@ from typing import Any
 import msgspec
 
 from engine.awaited import AwaitedEvents
+from engine.driven import Driven
 from engine.executor import Call, Executor, Report, Submission
+from engine.feeder import Feeder
 from engine.flows import Flow
 from engine.ledger import Ledger
 from engine.logs import log_failure, logger
-from engine.planning import Advance, Feed, Limits
-from engine.progress import Progress, Step
+from engine.packer import Packer
+from engine.parcels import Outcome
+from engine.planning import Advance, Limits
+from engine.progress import Progress
 from engine.publisher import Publisher
+from engine.recovery import heard
 from engine.runs import FlowRun
 from engine.settings import Settings
-from engine.states import Envelope, Failure, State
+from engine.states import Failure
+from engine.steps import Step
 from engine.telemetry import Tracer, attempt_context, is_sampled, run_context
 from engine.waitlist import Waitlist
 from engine.wiring import Start, Wirer
@@ -33,30 +39,6 @@ from engine.wiring import Start, Wirer
 _MAX_TICK = 200
 #: State changes that may wait for Kafka before no further run begins.
 _MAX_BACKLOG = 50_000
-
-
-class _Driven:
-    """A run under way: its progress and what its records have in common."""
-
-    __slots__ = ("context", "envelope", "has_submitted", "held", "ledger", "progress", "timers", "undecided")
-
-    def __init__(self, progress: Progress, ledger: Ledger, app: str, context: str) -> None:
-        self.progress = progress
-        self.ledger = ledger
-        self.envelope = Envelope.of(app, progress.run.run_id)
-        self.context = context
-        self.has_submitted = False
-        #: Retries, sleeps and timeouts that are to come, by index.
-        self.timers: dict[str, asyncio.TimerHandle] = {}
-        #: Changes that only this engine could tell and that are not on the topic yet, and the calls that follow from them.
-        self.undecided = 0
-        self.held: list[Call] = []
-
-    def cancel_timers(self) -> None:
-        """Nothing is to come any more."""
-        for timer in self.timers.values():
-            timer.cancel()
-        self.timers.clear()
 
 
 class Driver:
@@ -78,28 +60,28 @@ class Driver:
         self._tracer = tracer
         self._events = events
         self.waitlist = Waitlist()
-        self._driven: dict[str, _Driven] = {}
+        self._driven: dict[str, Driven] = {}
         self._parked: set[str] = set()
         self._wake = asyncio.Event()
-        limits = Limits(settings.inline_result_bytes, settings.max_run_tasks)
+        limits = Limits(settings.inline_result_bytes, settings.max_run_tasks, settings.app if settings.results else "")
         self._wirer = Wirer(flows, limits, settings.flow_timeout_seconds)
-        #: What async flows are to hear.
-        self._feeds: dict[str, list[Feed]] = {}
-        self._has_feeds = asyncio.Event()
-        self._fetches: set[asyncio.Task[None]] = set()
+        self._feeder = Feeder(self._wirer, executor, self._on_advance, self._on_lost)
+        #: Flows that are tried again.
+        self._again: set[asyncio.Task[None]] = set()
         self._ledgers: Mapping[int, Ledger] = {}
+        self._packer = Packer(settings, flows, executor, publisher, tracer, self._on_packed_end)
 
     async def start(self, ledgers: Mapping[int, Ledger]) -> None:
         """Connect to the cluster. ``ledgers`` are those of the partitions owned, by number. Raises DaskUnavailable."""
         self._ledgers = ledgers
         self._events.start(self._on_event)
-        await self._executor.start(self._on_reports, self._on_reset)
+        await self._executor.start(self)
 
     async def run(self) -> None:
         """Begin runs and go on with flows until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._admit(), name="engine-admit")
-            group.create_task(self._feed(), name="engine-feed")
+            group.create_task(self._feeder.run(), name="engine-feed")
 
     def own(self, partition: int, epoch: int) -> None:
         """The partition is ours from ``epoch`` on."""
@@ -115,15 +97,18 @@ class Driver:
         """Somebody else owns the partition: forget its runs, and leave what they have on the cluster alone."""
         for run_id in [run_id for run_id, driven in self._driven.items() if driven.ledger.partition == partition]:
             self._forget(run_id)
+        self._packer.drop(partition)
         self.waitlist.drop(partition)
 
     async def close(self) -> None:
         """Disconnect. What runs on the cluster goes on for the next owner."""
         for driven in self._driven.values():
-            driven.cancel_timers()
-        for fetch in self._fetches:
-            fetch.cancel()
-        await asyncio.gather(*self._fetches, return_exceptions=True)
+            driven.close()
+        self._packer.close()
+        for task in self._again:
+            task.cancel()
+        await asyncio.gather(*self._again, return_exceptions=True)
+        await self._feeder.close()
         await self._events.close()
         await self._executor.close()
         self._wirer.close()
@@ -142,89 +127,111 @@ class Driver:
         """How many runs may begin now; none while the cluster is away or Kafka does not keep up."""
         if not self.waitlist.ready or self._executor.trouble or self._publisher.backlog > _MAX_BACKLOG:
             return 0
-        return min(self._settings.max_open_runs - (len(self._driven) - len(self._parked)), _MAX_TICK)
+        open_runs = len(self._driven) - len(self._parked) + len(self._packer)
+        return min(self._settings.max_open_runs - open_runs, _MAX_TICK)
 
     async def _begin_all(self, batch: Sequence[tuple[Ledger, FlowRun]]) -> None:
         now = time.time()
-        begun: list[tuple[_Driven, Step]] = []
+        begun: list[tuple[Driven, Step]] = []
         starts: list[Start] = []
         for ledger, run in batch:
+            if self._packer.takes(run.flow):
+                self._packer.add(ledger, run)
+                continue
             driven = self._new(ledger, run)
             step = driven.progress.begin(now)
             begun.append((driven, step))
-            starts.append(Start(run, driven.progress.history(), run.running_at))
+            starts.append(Start(run, heard(run), run.running_at))
+        if not starts:
+            return
         advances = await self._wirer.start(starts)
         submissions: list[Submission] = []
         for (driven, step), advance in zip(begun, advances, strict=True):
             if self._is_ours(driven):
                 self._tell(driven, step, is_decision=advance.is_decided)
                 self._advance(driven, advance, submissions)
-        if submissions:
-            self._executor.submit(submissions)
+        self._submit_all(submissions)
 
-    def _new(self, ledger: Ledger, run: FlowRun) -> _Driven:
+    def _begin_again(self, driven: Driven) -> None:
+        """The next attempt of a flow, which takes the place of the last."""
+        self._wirer.forget(driven.run_id)
+        begin = self._begin_all([(driven.ledger, driven.progress.run)])
+        task = asyncio.get_running_loop().create_task(begin, name="engine-begin-again")
+        self._again.add(task)
+        task.add_done_callback(self._again.discard)
+
+    def _new(self, ledger: Ledger, run: FlowRun) -> Driven:
         settings = self._settings
         flow = self._flows.get(run.flow)
         progress = Progress(
             run,
             ledger.epoch,
             is_async=flow is not None and flow.is_async,
+            retry=None if flow is None else flow.retry,
             max_tasks=settings.max_run_tasks,
             window=settings.map_window,
         )
-        driven = _Driven(progress, ledger, settings.app, run_context(run.traceparent or "", run.run_id))
+        driven = Driven(progress, ledger, settings.app, run_context(run.traceparent or "", run.run_id))
         self._driven[run.run_id] = driven
         return driven
 
-    def _is_ours(self, driven: _Driven) -> bool:
+    def _is_ours(self, driven: Driven) -> bool:
         """Whether nobody has taken the run over while we looked away."""
-        return self._driven.get(driven.progress.run.run_id) is driven
+        return self._driven.get(driven.run_id) is driven
 
     # --- Going on -------------------------------------------------------------------------------------------------------
 
-    async def _feed(self) -> None:
-        """Whenever async flows are to hear something: let them go on."""
-        while True:
-            await self._has_feeds.wait()
-            self._has_feeds.clear()
-            feeds, self._feeds = self._feeds, {}
-            heard = [(run_id, heard) for run_id, heard in feeds.items() if run_id in self._driven]
-            driven = [self._driven[run_id] for run_id, _ in heard]
-            submissions: list[Submission] = []
-            for one, advance in zip(driven, await self._wirer.feed(heard), strict=True):
-                if self._is_ours(one):
-                    self._advance(one, advance, submissions)
-            if submissions:
-                self._executor.submit(submissions)
+    def _on_advance(self, advances: Sequence[tuple[Driven, Advance]]) -> None:
+        submissions: list[Submission] = []
+        for driven, advance in advances:
+            if self._is_ours(driven):
+                self._advance(driven, advance, submissions)
+        self._submit_all(submissions)
 
-    def _advance(self, driven: _Driven, advance: Advance, submissions: list[Submission]) -> None:
+    def _advance(self, driven: Driven, advance: Advance, submissions: list[Submission]) -> None:
         """A flow has gone on."""
-        progress = driven.progress
-        step = progress.plan(advance.planned, advance.outcome, advance.handled, time.time())
+        step = driven.progress.plan(advance.planned, advance.outcome, advance.handled, time.time())
         self._do(driven, step, submissions)
         if advance.fetch is not None:
-            self._fetch(driven, advance.fetch)
+            self._feeder.fetch(driven, advance.fetch)
 
-    def _on_reports(self, reports: Sequence[Report]) -> None:
+    def _on_lost(self, driven: Driven, index: str) -> None:
+        if self._is_ours(driven):
+            self._do_now(driven, driven.progress.remake(index))
+
+    def on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        """See engine.executor.Listener."""
+        self._packer.on_outcomes(outcomes)
+
+    def on_deaths(self, run_ids: Sequence[str], reason: str) -> None:
+        """See engine.executor.Listener."""
+        self._packer.on_deaths(run_ids, reason)
+
+    def on_refused(self, parcel_id: str) -> None:
+        """See engine.executor.Listener."""
+        self._packer.on_refused(parcel_id)
+
+    def on_reports(self, reports: Sequence[Report]) -> None:
+        """See engine.executor.Listener."""
         now = time.time()
         submissions: list[Submission] = []
         for report in reports:
             driven = self._driven.get(report.run_id)
             if driven is not None:
                 self._do(driven, driven.progress.report(report, now), submissions)
-        if submissions:
-            self._executor.submit(submissions)
+        self._submit_all(submissions)
 
-    def _on_reset(self) -> None:
-        """The cluster has forgotten everything: submit again what is open."""
+    def on_reset(self) -> None:
+        """See engine.executor.Listener: the cluster has forgotten everything, so submit again what is open."""
         for ledger in self._ledgers.values():
             self._executor.own(ledger.partition, ledger.epoch)
         submissions: list[Submission] = []
         for driven in self._driven.values():
-            driven.has_submitted = False
+            driven.begin_anew()
             self._submit(driven, driven.progress.resubmit().submit, submissions)
-        logger.info("open runs are submitted again", runs=len(submissions))
+        logger.info("open runs are submitted again", runs=len(submissions) + len(self._packer))
         self._executor.submit(submissions)
+        self._packer.on_reset()
         self._wake.set()
 
     def _on_event(self, run_id: str, index: str, event: bytes | None, error: Failure | None) -> None:
@@ -232,120 +239,90 @@ class Driver:
         if driven is not None:
             self._do_now(driven, driven.progress.wake(index, time.time(), event=event, error=error))
 
-    def _do_now(self, driven: _Driven, step: Step) -> None:
+    def _do_now(self, driven: Driven, step: Step) -> None:
         submissions: list[Submission] = []
         self._do(driven, step, submissions)
-        if submissions:
-            self._executor.submit(submissions)
+        self._submit_all(submissions)
 
-    def _do(self, driven: _Driven, step: Step, submissions: list[Submission]) -> None:
+    def _do(self, driven: Driven, step: Step, submissions: list[Submission]) -> None:
         progress = driven.progress
-        run_id = progress.run.run_id
+        run_id = driven.run_id
         # First the changes: what is submitted because of a decision waits for its acknowledgement.
         self._tell(driven, step, is_decision=step.is_decision)
         self._submit(driven, step.submit, submissions)
         for index, wait_seconds in step.retries:
-            self._later(driven, index, wait_seconds, functools.partial(self._retry, driven, index))
+            driven.later(index, wait_seconds, functools.partial(self._retry, driven, index))
         for index, until in step.sleeps:
-            self._later(driven, index, until - time.time(), functools.partial(self._wake_up, driven, index))
+            driven.later(index, until - time.time(), functools.partial(self._wake_up, driven, index))
         for wait in step.waits:
             self._events.add(progress.run, wait, progress.parking.found())
         for index in step.dropped:
             self._events.drop(run_id, index)
-            if (timer := driven.timers.pop(index, None)) is not None:
-                timer.cancel()
+            driven.drop_timer(index)
+        if step.begin_again_in_seconds is not None:
+            driven.later("flow", step.begin_again_in_seconds, functools.partial(self._begin_again, driven))
         if step.feeds:
-            self._feeds.setdefault(run_id, []).extend(step.feeds)
-            self._has_feeds.set()
+            self._feeder.add(driven, step.feeds)
         if step.fetch is not None:
-            self._fetch(driven, step.fetch)
-        if progress.is_parked:
-            if run_id not in self._parked:
-                self._parked.add(run_id)
-                self._wake.set()
-        else:
+            self._feeder.fetch(driven, step.fetch)
+        if not progress.is_parked:
             self._parked.discard(run_id)
+        elif run_id not in self._parked:
+            self._parked.add(run_id)
+            self._wake.set()
 
-    def _submit(self, driven: _Driven, calls: Sequence[Call], submissions: list[Submission]) -> None:
-        if not calls:
-            return
-        if driven.undecided:
-            driven.held += calls
-            return
-        ledger = driven.ledger
-        run_id = driven.progress.run.run_id
-        submissions.append(Submission(run_id, ledger.partition, ledger.epoch, tuple(calls), not driven.has_submitted))
-        driven.has_submitted = True
+    def _submit(self, driven: Driven, calls: Sequence[Call], submissions: list[Submission]) -> None:
+        if calls and (submission := driven.submission(calls)) is not None:
+            submissions.append(submission)
 
-    def _decided(self, driven: _Driven) -> None:
-        """What this engine decided is on the topic, where the next owner finds it: what follows from it may happen."""
-        driven.undecided -= 1
-        if not driven.undecided and driven.held and self._is_ours(driven):
-            held, driven.held = driven.held, []
-            submissions: list[Submission] = []
-            self._submit(driven, held, submissions)
+    def _submit_all(self, submissions: Sequence[Submission]) -> None:
+        if submissions:
             self._executor.submit(submissions)
 
-    def _fetch(self, driven: _Driven, index: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._fetch_value(driven, index), name="engine-fetch")
-        self._fetches.add(task)
-        task.add_done_callback(self._fetches.discard)
+    def _decided(self, driven: Driven) -> None:
+        """What this engine decided is on the topic, where the next owner finds it: what follows from it may happen."""
+        submission = driven.decided()
+        if submission is not None and self._is_ours(driven):
+            self._executor.submit([submission])
 
-    async def _fetch_value(self, driven: _Driven, index: str) -> None:
-        progress = driven.progress
-        call = progress.graph.nodes[index].call
-        try:
-            value = await self._executor.fetch(call)
-        except Exception as error:  # whatever the cluster answers: it has lost the value, which is made again
-            logger.warning("a result that a flow needs is lost and made again", key=call.key, error=str(error))
-            if self._is_ours(driven):
-                self._do_now(driven, progress.remake(index))
-            return
-        if self._is_ours(driven):
-            feed = Feed(index, 0.0, State.COMPLETED, fetched=value)
-            self._feeds.setdefault(progress.run.run_id, []).insert(0, feed)
-            self._has_feeds.set()
-
-    def _retry(self, driven: _Driven, index: str) -> None:
+    def _retry(self, driven: Driven, index: str) -> None:
         self._do_now(driven, driven.progress.retry(index))
 
-    def _wake_up(self, driven: _Driven, index: str) -> None:
+    def _wake_up(self, driven: Driven, index: str) -> None:
         self._do_now(driven, driven.progress.wake(index, time.time()))
-
-    def _later(self, driven: _Driven, index: str, seconds: float, action: Callable[[], None]) -> None:
-        def act() -> None:
-            driven.timers.pop(index, None)
-            action()
-
-        if (earlier := driven.timers.pop(index, None)) is not None:
-            earlier.cancel()
-        driven.timers[index] = asyncio.get_running_loop().call_later(max(0.0, seconds), act)
 
     # --- Telling --------------------------------------------------------------------------------------------------------
 
-    def _tell(self, driven: _Driven, step: Step, *, is_decision: bool = False) -> None:
+    def _tell(self, driven: Driven, step: Step, *, is_decision: bool = False) -> None:
         progress, ledger = driven.progress, driven.ledger
         run = progress.run
         for change in step.changes:
             log_failure(change, driven.context)
             parent = driven.context
             if change.task_run_id is not None and change.attempt and is_sampled(parent):
-                parent = attempt_context(progress.context_of(change.task_run_id, parent), change.task_run_id, change.attempt)
+                parent = attempt_context(
+                    progress.graph.context_of(change.task_run_id, parent), change.task_run_id, change.attempt
+                )
             ends = change.is_flow_run and change.state.is_end
             on_acknowledged: Callable[[], None] | None = functools.partial(self._ended, driven) if ends else None
             if is_decision and on_acknowledged is None:
-                driven.undecided += 1
+                driven.decide()
                 on_acknowledged = functools.partial(self._decided, driven)
             self._publisher.publish(run, driven.envelope, change, ledger.partition, parent, on_acknowledged)
             if ends:
                 parent = run.traceparent or ""
-                self._tracer.run(driven.context, parent, change, self._settings.app, progress.started_at, change.error)
+                self._tracer.run(driven.context, parent, change, self._settings.app, run.running_at, change.error)
                 self.waitlist.end(ledger, run)
                 self._wake.set()
 
-    def _ended(self, driven: _Driven) -> None:
+    def _on_packed_end(self, ledger: Ledger, run: FlowRun) -> None:
+        self.waitlist.end(ledger, run)
+        if self.waitlist.ready:
+            self._wake.set()
+
+    def _ended(self, driven: Driven) -> None:
         """The run's end is safely on the state topic: only now may the cluster and the ledger let it go."""
-        run_id = driven.progress.run.run_id
+        run_id = driven.run_id
         if self._is_ours(driven):
             self._forget(run_id)
             driven.ledger.close(run_id)
@@ -357,11 +334,11 @@ class Driver:
     def _forget(self, run_id: str) -> None:
         driven = self._driven.pop(run_id)
         self._parked.discard(run_id)
-        self._feeds.pop(run_id, None)
+        self._feeder.forget(run_id)
         if self._flows.get(driven.progress.run.flow, _PLAIN).is_async:
             self._wirer.forget(run_id)
             self._events.drop_run(run_id)
-        driven.cancel_timers()
+        driven.close()
 
 
 class _Plain(msgspec.Struct, frozen=True):

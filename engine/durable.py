@@ -96,7 +96,10 @@ async def wait_for_event(
 
 def _durable(what: str) -> Durable | None:
     active: Any = recorder.get()
-    if active is not None and not hasattr(active, "wait_for_event"):
-        cause = "it was called inside a task, which is not gone through again"
-        raise WiringError(f"engine.{what}", cause, "Call it in the flow; in a task use Python's own.")
-    return active  # type: ignore[no-any-return]
+    if active is None or hasattr(active, what):
+        return active  # type: ignore[no-any-return]
+    if active.takes_calls:
+        cause = "it was called in a packed flow, and a run that is packed cannot wait on its own for time or events"
+        raise WiringError(f"engine.{what}", cause, "Declare the flow without pack=True.")
+    cause = "it was called inside a task, which is not gone through again"
+    raise WiringError(f"engine.{what}", cause, "Call it in the flow; in a task use Python's own.")

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
 
+from engine.parcels import Outcome, Parcel
 from engine.states import Failure, State
 
 #: A place in a call's arguments: (VALUE, n, 0) is its n-th dependency, (LIST, n, m) those from n up to m, (ITEM, n, i)
@@ -55,6 +56,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     is_walked: bool = False
     #: Whether the value is to be put into the result store, and taken from there.
     persist: bool = False
+    #: The app whose result store it is; the empty text where there is none.
+    store: str = ""
     map_index: int | None = None
     #: The index of the task that started it; the empty text for the flow's own calls.
     spawned_by: str = ""
@@ -63,6 +66,10 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def key(self) -> str:
         """The key on the cluster: deterministic, so that a second owner finds what the first one submitted."""
         return key_of(self.task, self.run_id, self.index)
+
+    def at_attempt(self, attempt: int) -> Call:
+        """The same call for that attempt."""
+        return self if self.attempt == attempt else msgspec.structs.replace(self, attempt=attempt)
 
     @property
     def has_news(self) -> bool:
@@ -131,7 +138,29 @@ decode_reports = msgspec.msgpack.Decoder(list[Report]).decode
 encode_call = msgspec.msgpack.Encoder().encode
 decode_call = msgspec.msgpack.Decoder(Call).decode
 
-OnReports = Callable[[Sequence[Report]], None]
+
+class Listener(Protocol):
+    """Who hears what becomes of what was submitted, on the event loop."""
+
+    def on_reports(self, reports: Sequence[Report]) -> None:
+        """News of calls."""
+        ...
+
+    def on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        """Packed runs have ended, or wait for another try."""
+        ...
+
+    def on_deaths(self, run_ids: Sequence[str], reason: str) -> None:
+        """These packed runs have no outcome, because the worker that had them died."""
+        ...
+
+    def on_refused(self, parcel_id: str) -> None:
+        """A parcel was not taken, because somebody else owns a partition of one of its runs now."""
+        ...
+
+    def on_reset(self) -> None:
+        """Everything submitted was lost and must be submitted again."""
+        ...
 
 
 class Executor(Protocol):
@@ -142,11 +171,8 @@ class Executor(Protocol):
     #: How many calls can run at a time, as far as it is known.
     slots: int
 
-    async def start(self, on_reports: OnReports, on_reset: Callable[[], None]) -> None:
-        """Connect. ``on_reset`` is called whenever everything submitted was lost and must be submitted again.
-
-        Raises DaskUnavailable.
-        """
+    async def start(self, listener: Listener) -> None:
+        """Connect. Raises DaskUnavailable."""
         ...
 
     def own(self, partition: int, epoch: int) -> None:
@@ -162,6 +188,14 @@ class Executor(Protocol):
 
     def release(self, run_id: str, keep_seconds: float) -> None:
         """The run's end is safely on the state topic: its results may go, after ``keep_seconds``."""
+        ...
+
+    def send(self, parcel: Parcel, owners: Sequence[tuple[int, int]]) -> None:
+        """Run a parcel; ``owners`` are partition and epoch of each of its runs. What is under way is attached to."""
+        ...
+
+    def release_parcels(self, run_ids: Sequence[str], keep_seconds: float) -> None:
+        """The ends of these packed runs are safely on the state topic: results on the cluster go after ``keep_seconds``."""
         ...
 
     async def fetch(self, call: Call) -> Any:

@@ -13,6 +13,7 @@ import msgspec
 
 from engine.errors import DeclarationError, EventError
 from engine.events import Event, RawEvent, Reason, decode_data
+from engine.retries import Retry
 from engine.states import encode
 from engine.tasks import place_of, refuse_unknown
 
@@ -53,8 +54,15 @@ class Flow(Generic[P, R]):
     """A declared flow. Called by hand it runs its function, with tasks as plain functions."""
 
     def __init__(
-        self, function: Callable[P, R], triggers: tuple[On, ...], name: str | None = None, *, pack: bool = False
+        self,
+        function: Callable[P, R],
+        triggers: tuple[On, ...],
+        name: str | None = None,
+        *,
+        pack: bool = False,
+        retry: Retry | None = None,
     ) -> None:
+        self.retry = retry
         self.function = function
         self.triggers = triggers
         self.name = name or function.__name__
@@ -188,21 +196,24 @@ class Flow(Generic[P, R]):
         raise DeclarationError(*self.place, cause, remedy)
 
 
-def flow(*triggers: On, name: str | None = None, pack: bool = False, **unknown: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
+def flow(
+    *triggers: On, name: str | None = None, pack: bool = False, retry: Retry | None = None, **unknown: Any
+) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Declare a flow: ``@flow(on("orders", type="order.created"))``. Several triggers may start it.
 
-    With ``pack`` a whole run executes inside one Dask task, many runs to a parcel: for small, frequent events.
+    With ``pack`` a whole run executes inside one Dask task, many runs to a parcel: for small, frequent events. With ``retry``
+    a run that fails is gone through again, where what has completed keeps its result.
 
     Parameters are bound by name and type: one Struct takes the event's data whole, ``Event[T]`` the event itself,
     anything else one field of the data each. Raises DeclarationError.
     """
-    refuse_unknown("flow", unknown, ("triggers", "name", "pack"))
+    refuse_unknown("flow", unknown, ("triggers", "name", "pack", "retry"))
 
     def declare(function: Callable[P, R]) -> Flow[P, R]:
         for trigger in triggers:
             if not isinstance(trigger, On):
                 raise DeclarationError(*place_of(function), f"{trigger!r} is not a trigger", "Write @flow(on(topic)).")
-        return Flow(function, triggers, name, pack=pack)
+        return Flow(function, triggers, name, pack=pack, retry=retry)
 
     return declare
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from engine.errors import TaskFailed
-from engine.executor import Call, OnReports, Report, Submission, index_of
+from engine.errors import ResultStoreError, TaskFailed
+from engine.executor import Call, Listener, Report, Submission, index_of
+from engine.packing import run_parcel
+from engine.parcels import Outcome, Parcel
+from engine.results import ResultStore
 from engine.spawning import ChildFailed
 from engine.states import State
 from engine.telemetry import Tracer
@@ -34,7 +37,8 @@ class _Entry:
 class InlineExecutor:
     """Runs calls as soon as their dependencies are done."""
 
-    def __init__(self, threads: int = 4, tracer: Tracer | None = None) -> None:
+    def __init__(self, threads: int = 4, tracer: Tracer | None = None, results: ResultStore | None = None) -> None:
+        self._results = results
         self.trouble = ""
         self.slots = threads
         self.address = "inline"
@@ -45,12 +49,13 @@ class InlineExecutor:
         self._pool = ThreadPoolExecutor(10_000, "engine-inline")
         #: By run and index.
         self._calls: dict[str, dict[str, _Entry]] = {}
-        self._on_reports: OnReports = lambda reports: None
+        self._parcels: set[asyncio.Future[None]] = set()
+        self._listener: Listener
         self._loop: asyncio.AbstractEventLoop
 
-    async def start(self, on_reports: OnReports, on_reset: Callable[[], None]) -> None:
+    async def start(self, listener: Listener) -> None:
         """See engine.executor.Executor; there is nothing to connect to."""
-        self._on_reports = on_reports
+        self._listener = listener
         self._loop = asyncio.get_running_loop()
 
     def own(self, partition: int, epoch: int) -> None:
@@ -67,6 +72,15 @@ class InlineExecutor:
         for entry in self._calls.pop(run_id, {}).values():
             entry.running.cancel()
 
+    def send(self, parcel: Parcel, owners: Sequence[tuple[int, int]]) -> None:
+        """See engine.executor.Executor."""
+        running = self._loop.run_in_executor(self._pool, self._run_parcel, parcel)
+        self._parcels.add(running)
+        running.add_done_callback(self._parcels.discard)
+
+    def release_parcels(self, run_ids: Sequence[str], keep_seconds: float) -> None:
+        """Nothing was kept."""
+
     async def fetch(self, call: Call) -> Any:
         """See engine.executor.Executor."""
         entry = self._calls.get(call.run_id, {}).get(call.index)
@@ -79,16 +93,22 @@ class InlineExecutor:
         running = [entry.running for calls in self._calls.values() for entry in calls.values()]
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*running, *self._parcels, return_exceptions=True)
         await asyncio.to_thread(self._pool.shutdown)
 
     def begin(self, report: Report) -> None:
         """See engine.worker.Reporter."""
-        self._loop.call_soon_threadsafe(self._on_reports, [report])
+        self._loop.call_soon_threadsafe(self._listener.on_reports, [report])
 
     def end(self, report: Report) -> None:
         """See engine.worker.Reporter."""
         self._loop.call_soon_threadsafe(self._hear, report)
+
+    def store(self, app: str) -> ResultStore:
+        """See engine.worker.Reporter."""
+        if self._results is None:
+            raise ResultStoreError(app, "there is no result store", "Give the settings a `results` URL.")
+        return self._results
 
     def stuck(self, report: Report, key: str) -> None:
         """See engine.worker.Reporter. The thread is lost to us until its code comes back."""
@@ -107,6 +127,15 @@ class InlineExecutor:
         if not call.is_async:
             self._loop.call_soon_threadsafe(self._free.release)
 
+    def _run_parcel(self, parcel: Parcel) -> None:
+        def tell(outcomes: list[Outcome]) -> None:
+            self._loop.call_soon_threadsafe(self._listener.on_outcomes, outcomes)
+
+        def keep(run_id: str, value: Any) -> str | None:
+            return self.store(parcel.store).save(run_id, "result", "result", value) if parcel.store else None
+
+        run_parcel(parcel, tell, tracer=self.tracer, worker=self.address, keep=keep)
+
     def _submit(self, call: Call) -> None:
         calls = self._calls.setdefault(call.run_id, {})
         entry = calls.get(call.index)
@@ -117,7 +146,7 @@ class InlineExecutor:
             entry.call = call
             entry.again.set()
         elif entry.report is not None:
-            self._loop.call_soon(self._on_reports, [entry.report])
+            self._loop.call_soon(self._listener.on_reports, [entry.report])
 
     def _hear(self, report: Report) -> None:
         for child in report.spawned:
@@ -125,7 +154,7 @@ class InlineExecutor:
         entry = self._calls.get(report.run_id, {}).get(report.index)
         if entry is not None and report.state is not State.RUNNING:
             entry.report = report
-        self._on_reports([report])
+        self._listener.on_reports([report])
 
     async def _run(self, entry: _Entry, calls: dict[str, _Entry]) -> Any:
         while True:
@@ -189,7 +218,7 @@ class _Seceded:
         self.address = executor.address
         self.restarts = False
         self.tracer = executor.tracer
-        self.stuck = executor.stuck
+        self.stuck, self.store = executor.stuck, executor.store
         self.begin, self.end, self.spawn, self.ended = executor.begin, executor.end, executor.spawn, executor.ended
         self.has_left = False
 

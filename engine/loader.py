@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from engine.errors import DeclarationError, EngineError, HandlerError
+from engine.command_errors import HandlerError
+from engine.errors import DeclarationError, EngineError
 from engine.flows import Flow
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from engine.broker import Outgoing
-from engine.errors import NotFound
+from engine.command_errors import NotFound
 from engine.events import Event, to_headers
 
 TOPIC = "flights"

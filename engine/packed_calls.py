@@ -7,9 +7,11 @@ attempts are counted and timed the same way.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
+from datetime import datetime
 from typing import Any
 
 from engine import packed_memos as memos
@@ -19,7 +21,7 @@ from engine.packed_attempts import MAX_WAIT_SECONDS, Attempts, OnStuck, failure_
 from engine.packed_handles import Absent, PackedHandle, PackedMap, PackedRows, Unavailable, filled, filled_all
 from engine.packed_loops import Running, filled_later, is_on_loop
 from engine.parcels import Outcome, PackedRun, TaskOutcome, encode_tasks
-from engine.states import Failure, State
+from engine.states import Failure, State, utc
 from engine.tasks import Task
 from engine.telemetry import Tracer
 
@@ -27,7 +29,7 @@ from engine.telemetry import Tracer
 class PackedRecording:
     """One try of one packed run: the recorder while its flow runs."""
 
-    __slots__ = ("_attempts", "_calls", "_context", "_handles", "_memo", "_run", "_running")
+    __slots__ = ("_attempts", "_calls", "_chance", "_context", "_handles", "_memo", "_run", "_running")
     takes_calls = True
 
     def __init__(
@@ -36,6 +38,7 @@ class PackedRecording:
         self._run = run
         self._context = context
         self._calls = 0
+        self._chance: random.Random | None = None
         self._handles: list[PackedHandle] = []
         self._attempts = Attempts(flow, run, context, self._spawner, tracer, worker, on_stuck)
         self._running: Running | None = None
@@ -97,6 +100,10 @@ class PackedRecording:
             memo=memos.write(self._handles, self._attempts.waits, self._attempts.tasks),
         )
 
+    def memo_of_completed(self) -> bytes:
+        """What another attempt of the flow need not do again."""
+        return memos.write(self._handles, {}, self._attempts.tasks, with_failures=False)
+
     def run_flow(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Call a ``def`` flow. Raises whatever that raises."""
         return self._context.copy().run(_record, self, function, arguments)
@@ -124,6 +131,16 @@ class PackedRecording:
         index = str(self._calls)
         self._calls += 1
         return self.map_as(index, task, columns, fixed)
+
+    def now(self) -> datetime:
+        """See engine.durable: when the run was scheduled, which is the same in each of its tries."""
+        return utc(self._run.scheduled_at)
+
+    def random(self) -> float:
+        """See engine.durable; the series is that of the unpacked lane."""
+        if self._chance is None:
+            self._chance = random.Random(self._run.run_id)  # noqa: S311 - for flows, not for secrets
+        return self._chance.random()
 
     def wait(self, handle: Any) -> Any:
         """See engine.handles.Recorder; packed handles ask nobody."""

@@ -43,14 +43,19 @@ class Memo(msgspec.Struct, frozen=True):
     tasks: list[TaskOutcome]
 
 
-def write(handles: Iterable[PackedHandle], waits: dict[Key, Wait], tasks: Iterable[TaskOutcome]) -> bytes:
-    """The memo of a run that has made these calls. A value that does not pickle, or is too large, is left out."""
+def write(
+    handles: Iterable[PackedHandle], waits: dict[Key, Wait], tasks: Iterable[TaskOutcome], *, with_failures: bool = True
+) -> bytes:
+    """The memo of a run that has made these calls. A value that does not pickle, or is too large, is left out.
+
+    Without failures it is for another attempt of the whole flow, in which what failed is tried again.
+    """
     memo = Memo({}, {}, waits, [])
     room = MAX_BYTES
     for handle in handles:
         value, key = handle._value, (handle.index, handle.task)
         if value.__class__ is Absent:
-            if value.state is State.FAILED and value.failure is not None:
+            if with_failures and value.state is State.FAILED and value.failure is not None:
                 memo.failures[key] = value.failure
         elif not isinstance(handle, PackedRows) and (data := _pickled(value)) is not None and len(data) <= room:
             memo.values[key] = data

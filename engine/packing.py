@@ -25,12 +25,15 @@ from engine.parcels import Outcome, PackedRun, Parcel, encode_tasks
 from engine.states import Failure, State, encode
 from engine.tasks import resolve
 from engine.telemetry import Tracer, trace_id_of
+from engine.worker import check_pickles
 
 #: Outcomes wait for others at most so long, and for the end of the run that is under way.
 _TELL_SECONDS = 0.02
 _MAX_KEPT = 4_096
 
 Tell = Callable[[list[Outcome]], None]
+#: Takes the result of a run that does not travel; answers where it is, where that is not the cluster.
+Keep = Callable[[str, Any], str | None]
 
 
 def run_parcel(
@@ -41,12 +44,13 @@ def run_parcel(
     worker: str = "",
     pending: deque[Outcome] | None = None,
     on_stuck: Callable[[Outcome], None] | None = None,
+    keep: Keep | None = None,
 ) -> None:
     """Run each run of the parcel and ``tell`` every outcome, some at a time, in this thread.
 
     Outcomes are put into ``pending`` first, from which another thread may take them (``popleft``) at any time, so that none
-    waits behind a long run. ``on_stuck`` is told, from another thread, of a run whose code cannot be stopped. Raises nothing
-    but what ``tell`` raises.
+    waits behind a long run. ``on_stuck`` is told, from another thread, of a run whose code cannot be stopped. ``keep``
+    puts results that do not travel somewhere else. Raises nothing but what ``tell`` raises.
     """
     pending = deque() if pending is None else pending
     context = copy_context()  # what one run binds is gone with its copy of this
@@ -59,7 +63,7 @@ def run_parcel(
         failure, now = failure_in_user_code(error), time.time()
         tell([Outcome(run.run_id, run.attempt, State.FAILED, now, now, error=failure) for run in parcel.runs])
         return
-    packed = _PackedFlow(flow, parcel, tracer, worker, context, on_stuck)
+    packed = _PackedFlow(flow, parcel, tracer, worker, context, on_stuck, keep)
     told_at = time.monotonic()
     for run in parcel.runs:
         pending.append(packed.run(run))
@@ -83,7 +87,7 @@ def _tell_all(pending: deque[Outcome], tell: Tell) -> None:
 class _PackedFlow:
     """A flow, ready to run many times."""
 
-    __slots__ = ("_context", "_flow", "_is_async", "_limit", "_on_stuck", "_tracer", "_worker")
+    __slots__ = ("_context", "_flow", "_is_async", "_keep", "_limit", "_on_stuck", "_tracer", "_worker")
 
     def __init__(
         self,
@@ -93,8 +97,9 @@ class _PackedFlow:
         worker: str,
         context: Context,
         on_stuck: Callable[[Outcome], None] | None,
+        keep: Keep | None,
     ) -> None:
-        self._on_stuck = on_stuck
+        self._on_stuck, self._keep = on_stuck, keep
         self._flow = flow
         self._is_async = flow.is_async
         self._limit = parcel.inline_result_bytes
@@ -114,14 +119,21 @@ class _PackedFlow:
                 failure = recording.failure
             if failure is None and not recording.is_waiting:
                 result, kept = self._encode(returned)
+                stored = None
+                if kept is not None:
+                    check_pickles("result", returned)
+                    stored = None if self._keep is None else self._keep(run.run_id, returned)
                 tasks = encode_tasks(recording.tasks)
-                return Outcome(run.run_id, run.attempt, State.COMPLETED, started_at, time.time(), result, kept, None, tasks)
+                now = time.time()
+                return Outcome(run.run_id, run.attempt, State.COMPLETED, started_at, now, result, kept, stored, None, tasks)
         except BaseException as error:  # e.g. what user code started in the background, or a __str__ that exits
             failure = failure_in_user_code(error)
         if failure is None:
             return recording.to_be_continued(started_at)
         tasks = encode_tasks(recording.tasks_beside(failure))
-        return Outcome(run.run_id, run.attempt, State.FAILED, started_at, time.time(), None, None, failure, tasks)
+        memo = recording.memo_of_completed() if self._flow.retry is not None else b""
+        now = time.time()
+        return Outcome(run.run_id, run.attempt, State.FAILED, started_at, now, error=failure, tasks=tasks, memo=memo)
 
     def _stuck(self, run: PackedRun, error: TaskTimeout) -> None:
         if self._on_stuck is not None:

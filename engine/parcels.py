@@ -49,6 +49,8 @@ class Parcel(msgspec.Struct, frozen=True, array_like=True, gc=False):
     reference: str
     runs: tuple[PackedRun, ...]
     inline_result_bytes: int
+    #: The app whose result store takes what does not travel; the empty text where there is none.
+    store: str = ""
 
 
 class TaskOutcome(msgspec.Struct, frozen=True, gc=False):
@@ -91,6 +93,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
     #: The encoded result, where it is small enough; else ``kept`` says why it did not travel.
     result: bytes | None = None
     kept: str | None = None
+    #: Where the result store has it.
+    stored: str | None = None
     error: Failure | None = None
     #: Encoded on the worker, a JSON array of TaskEntry: goes into the state change as it is.
     tasks: bytes = b"[]"
@@ -199,9 +203,9 @@ class Parcels:
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._places
 
-    def pack(self, flow: str, reference: str, runs: Iterable[PackedRun], inline_result_bytes: int) -> Parcel:
+    def pack(self, flow: str, reference: str, runs: Iterable[PackedRun], inline_result_bytes: int, store: str = "") -> Parcel:
         """A new parcel, from now on under way. A run must not be in another one."""
-        return self._add(Parcel(self._new_id(), flow, reference, tuple(runs), inline_result_bytes))
+        return self._add(Parcel(self._new_id(), flow, reference, tuple(runs), inline_result_bytes, store))
 
     def done(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Outcomes were heard, of a whole parcel or a part, perhaps twice or late; answers those that count."""
@@ -235,6 +239,17 @@ class Parcels:
             del self._places[run.run_id], self._deaths[run.run_id]
             verdict.crashed.append(run)
         return verdict
+
+    def holding(self, run_ids: Iterable[str]) -> list[str]:
+        """The parcels under way in which these runs are, each once."""
+        return list(dict.fromkeys(self._places[run_id] for run_id in run_ids if run_id in self._places))
+
+    def again(self, parcel_id: str) -> list[Parcel]:
+        """A parcel was not taken: what is left of it, to be sent again."""
+        if parcel_id not in self._parcels:
+            return []
+        parcel, left = self._parcels.pop(parcel_id)
+        return [self._send_again(parcel, tuple(left.values()))]
 
     def resubmit(self) -> list[Parcel]:
         """The cluster has lost everything: what has no outcome yet, to be sent again."""

@@ -11,6 +11,7 @@ from engine.arguments import Dumped, Input
 from engine.events import Event
 from engine.executor import Call
 from engine.handles import Handle, MapHandle
+from engine.retries import Verdict
 from engine.states import Failure, State
 
 #: What stands as the task of a sleep and of a wait for an event.
@@ -91,6 +92,8 @@ class Outcome(msgspec.Struct, frozen=True):
     failure: Failure | None = None
     #: What it returned, encoded, where no call has to put it together.
     result: bytes | None = None
+    #: What the error says of another attempt of the flow; None where no error of the flow's own ended it.
+    verdict: Verdict | None = None
 
 
 class Advance(msgspec.Struct):
@@ -111,3 +114,5 @@ class Limits(msgspec.Struct, frozen=True):
 
     inline_result_bytes: int
     max_tasks: int
+    #: The app whose result store takes what does not travel; the empty text where there is none.
+    store: str = ""

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from engine.errors import StackError
+from engine.command_errors import StackError
 
 #: How often a child is asked whether it is ready.
 POLL_SECONDS = 0.05

@@ -6,6 +6,8 @@ With the other rooms of the cluster the only importer of distributed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import importlib
 import threading
 import time
@@ -21,9 +23,13 @@ from distributed.worker_state_machine import SecedeEvent
 from tornado.ioloop import PeriodicCallback
 
 from engine.deadlines import end_hung_process
+from engine.errors import ResultStoreError
 from engine.executor import Call, Report, decode_call, decode_reports, encode_reports
 from engine.logs import logger
+from engine.packing import run_parcel
+from engine.parcels import Outcome, decode_parcel, encode_outcomes
 from engine.restarter import Restarter, owns_process
+from engine.results import ResultStore
 from engine.spawning import ChildFailed
 from engine.telemetry import Tracer
 from engine.worker import Postponed, execute, execute_async
@@ -60,6 +66,8 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         self._sharing: object | None = None
         #: Who waits for which key.
         self._awaited: dict[str, list[Future[Any]]] = {}
+        #: Outcomes of each parcel that runs here, on their way.
+        self._parcels: dict[str, deque[Outcome]] = {}
         worker.stream_handlers["engine-ended"] = self._hear_ended
         self._live = PeriodicCallback(self._tell_live, _LIVE_INTERVAL_MS)
         worker.loop.add_callback(self._live.start)
@@ -106,6 +114,15 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         self._begun.pop((report.run_id, report.index), None)
         self._flush()
         self._send([report])
+
+    def store(self, app: str) -> ResultStore:
+        """See engine.worker.Reporter."""
+        plugin = self._worker.plugins.get(ResultsPlugin.name_of(app))
+        if plugin is None:
+            cause = f"this worker was not told of the result store of the app {app}"
+            raise ResultStoreError(self.address, cause, "Is an engine with `results` set connected?")
+        store: ResultStore = plugin.store
+        return store
 
     def spawn(self, report: Report) -> None:
         """See engine.spawning.Nursery."""
@@ -186,7 +203,53 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         if reports:
             self._send(reports)
 
+    def run_parcel(self, key: str, parcel: bytes) -> dict[str, Any]:
+        """Run a parcel in this thread, telling outcomes on the way. Answers the results that stay here, by run."""
+        pending = self._parcels[key] = deque()
+        decoded = decode_parcel(parcel)
+        kept: dict[str, Any] = {}
+        keep = functools.partial(self._keep, decoded.store, kept)
+        try:
+            run_parcel(
+                decoded,
+                self._tell_outcomes,
+                tracer=self.tracer,
+                worker=self.address,
+                pending=pending,
+                on_stuck=functools.partial(self._stuck_in_parcel, key),
+                keep=keep,
+            )
+        finally:
+            del self._parcels[key]
+            self.hold_if_stuck(key)
+        return kept
+
+    def _keep(self, app: str, kept: dict[str, Any], run_id: str, value: Any) -> str | None:
+        if app:
+            return self.store(app).save(run_id, "result", "result", value)
+        kept[run_id] = value
+        return None
+
+    def _tell_outcomes(self, outcomes: list[Outcome]) -> None:
+        # From the parcel's own thread: this is in the event loop's queue before Dask's word that the parcel is over.
+        message = {"op": "engine-outcomes", "outcomes": encode_outcomes(outcomes)}
+        self._worker.loop.add_callback(self._worker.batched_send, message)
+
+    def _stuck_in_parcel(self, key: str, outcome: Outcome) -> None:
+        """Code of a run cannot be stopped: it has failed; the runs that wait behind it go to another worker."""
+        self._tell_outcomes([outcome])
+        if self.restarts:
+            self._restarter.begin(key, lambda: None)
+
     def _tell_live(self) -> None:
+        for pending in list(self._parcels.values()):
+            # They would wait behind a run that takes long.
+            outcomes: list[Outcome] = []
+            with contextlib.suppress(IndexError):  # empty, or the parcel's own thread was faster
+                while True:
+                    outcomes.append(pending.popleft())
+            if outcomes:
+                self._tell_outcomes(outcomes)
         if self._begun:
             keys = list(self._begun)
             reports = [report for key in keys if (report := self._begun.pop(key, None)) is not None]
@@ -194,6 +257,29 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
 
     def _send(self, reports: list[Report]) -> None:
         self._worker.batched_send({"op": "engine-report", "reports": encode_reports(reports)})
+
+
+class ResultsPlugin(WorkerPlugin):  # type: ignore[misc]
+    """Tells a worker of the result store of an app."""
+
+    idempotent = False
+
+    def __init__(self, app: str, url: str, max_bytes: int) -> None:
+        self.name = self.name_of(app)
+        self._app, self._url, self._max_bytes = app, url, max_bytes
+        self._store: ResultStore | None = None
+
+    @staticmethod
+    def name_of(app: str) -> str:
+        """Name of the plugin of an app."""
+        return f"{NAME}-results-{app}"
+
+    @property
+    def store(self) -> ResultStore:
+        """The store, made when it is needed first. Raises SettingsError."""
+        if self._store is None:
+            self._store = ResultStore(self._url, self._app, self._max_bytes)
+        return self._store
 
 
 def run_call(call: bytes, *results: Any) -> Any:
@@ -217,6 +303,17 @@ async def run_async_call(call: bytes, *results: Any) -> Any:
     except Postponed:
         pass
     raise Reschedule
+
+
+def run_packed(key: str, parcel: bytes) -> dict[str, Any]:
+    """The function of every parcel on the cluster. Its value are the results that did not travel, by run."""
+    kept: dict[str, Any] = get_worker().plugins[NAME].run_parcel(key, parcel)
+    return kept
+
+
+def take_kept(kept: dict[str, Any], run_id: str) -> Any:
+    """One of those results, as the value of a task of its own."""
+    return kept[run_id]
 
 
 def warm_up(_: int) -> None:

@@ -25,7 +25,7 @@ from engine.states import encode
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _TASK = re.compile(r"[\w.]{1,200}")
-_INDEX = re.compile(r"[0-9a-z]{1,64}(\.[0-9a-z]{1,64}){0,4}")
+_INDEX = re.compile(r"[0-9a-z~]{1,64}(\.[0-9a-z~]{1,64}){0,4}")
 _APP = re.compile(r"(?!\.{1,2}\Z)[\w.-]{1,200}")
 #: Formats, in the order in which a result is looked for.
 _FORMATS: tuple[Literal["json", "pickle"], ...] = ("json", "pickle")
@@ -113,13 +113,6 @@ class ResultStore:
         except Exception as error:  # a type that has changed, or whatever unpickling runs into
             cause = f"is not what this release of the handlers expects: {_text(error)}"
             raise ResultStoreError(found.ref, cause, "Run the task again, or with the handlers that wrote it.") from error
-
-    def delete_run(self, run_id: str) -> None:
-        """Delete all results of a run; none is well, too. Raises ResultStoreError."""
-        _check("run_id", _RUN_ID, run_id)
-        with self._trouble(f"{self._url}/{run_id}", "cannot be deleted"), contextlib.suppress(FileNotFoundError):
-            self._files.invalidate_cache(f"{self._root}/{run_id}")
-            self._files.rm(f"{self._root}/{run_id}", recursive=True)
 
     def _encode(self, task: str, value: Any, type: Any) -> tuple[Literal["json", "pickle"], bytes]:
         data = _as_json(value, type)

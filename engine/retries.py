@@ -101,6 +101,18 @@ def judge(retry: Retry | None, error: BaseException) -> Verdict:
     return _GO_ON
 
 
+def judge_named(retry: Retry | None, type_name: str) -> Verdict:
+    """The same for an error of which only the name came: that of a task, for the retry of its flow.
+
+    Its base classes are not known: it is one of a policy's where the policy names it, or takes every Exception.
+    """
+    if retry is None or type_name == TerminalError.__qualname__:
+        return _FINAL
+    if any(kind.__qualname__ == type_name for kind in retry.unless):
+        return _FINAL
+    return _GO_ON if any(kind in (Exception, BaseException) or kind.__qualname__ == type_name for kind in retry.on) else _FINAL
+
+
 def next_wait_seconds(
     retry: Retry | None, attempt: int, *, is_final: bool = False, retry_after_seconds: float | None = None
 ) -> float | None:

@@ -163,6 +163,23 @@ class FlowRun:
         self.apply(change)
         return change
 
+    def state_of(self, task_run_id: str) -> State | None:
+        """The state of one of its task runs; None before it is scheduled."""
+        known = self.tasks.get(task_run_id)
+        return None if known is None else known.state
+
+    def has_told_retry(self, task_run_id: str, attempt: int) -> bool:
+        """Whether nothing need be told of this failed attempt of a task run: its end was told, or that it waits for another."""
+        task = self.tasks.get(task_run_id)
+        if task is None or task.state is None:
+            return False
+        return task.state.is_end or (task.state is State.RETRYING and task.attempt >= attempt)
+
+    def has_ended(self, task_run_id: str) -> bool:
+        """Whether one of its task runs has ended."""
+        state = self.state_of(task_run_id)
+        return state is not None and state.is_end
+
     def generation(self, task_run_id: str) -> int:
         """The attempt of the flow in which a task run of its own was made."""
         return int(index_of_task_run(task_run_id).partition("~")[2] or 1)
@@ -177,18 +194,3 @@ class FlowRun:
             if known is not None and (generation == self.attempt or known.state is State.COMPLETED):
                 return made
         return f"{index}~{self.attempt}"
-
-    def orphans(self) -> tuple[set[str], set[str]]:
-        """Indices of the open children, and of the tasks above them: those have to be heard of again to go on with these."""
-        children: set[str] = set()
-        above: set[str] = set()
-        for task_run_id, task in self.tasks.items():
-            if task.spawned_by is None or (task.state is not None and task.state.is_end):
-                continue
-            children.add(index_of_task_run(task_run_id))
-            parent: str | None = task.spawned_by
-            while parent is not None and (index := index_of_task_run(parent)) not in above:
-                above.add(index)
-                known = self.tasks.get(parent)
-                parent = known.spawned_by if known is not None else None
-        return children, above

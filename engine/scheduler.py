@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import msgspec
-from dask._task_spec import Task, TaskRef
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.scheduler import TaskState
 
 from engine.arguments import dump
+from engine.dask_graph import DaskGraph, Pending
+from engine.dask_names import Names
+from engine.dask_parcels import HeldParcels
 from engine.executor import Call, Report, decode_call, decode_reports, encode_call, encode_reports, index_of, run_of
-from engine.reporter import run_async_call, run_call
+from engine.parcels import decode_parcel
 from engine.states import Failure, State
 
 NAME = "engine"
@@ -28,24 +30,12 @@ NAME = "engine"
 REFUSED = "engine-refused"
 #: Engine, scheduler and workers exchange pickled values of ours: they must be of one release.
 VERSION = version("kafka-dask-engine")
-#: The pseudo-client in whose name the plugin holds keys, so that they outlive the engine that submitted them.
 #: What engine.sharing asks.
 KEYS = "engine_keys"
-_HOLDER = "engine-runs"
-#: A task that never ends. What is not to run yet depends on it.
-_GATE = "engine-gate"
+#: What engines hear of packed runs: outcomes, deaths, and parcels that are refused.
+PARCELS = "engine-parcels"
 #: Reports to an engine share a message for so long; the first after a pause goes at once.
 _CLIENT_INTERVAL_SECONDS = 0.005
-
-
-def variable_of(run_id: str) -> str:
-    """Name of the distributed Variable that has a run's final future."""
-    return f"run-{run_id}"
-
-
-def queue_of(run_id: str) -> str:
-    """Name of the distributed Queue that has the futures of the tasks that a run's tasks have started."""
-    return f"run-{run_id}"
 
 
 class _Held:
@@ -81,11 +71,16 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._kept: dict[str, tuple[str, object]] = {}
         #: Workers on which a task waits for the end of a key.
         self._awaited: dict[str, set[str]] = {}
+        self._graph: DaskGraph
+        self._names: Names
+        self._parcels: HeldParcels
 
     async def start(self, scheduler: Scheduler) -> None:
         """Called by the scheduler, once."""
         self.scheduler = scheduler
         self.token = os.urandom(8).hex()
+        self._graph, self._names = DaskGraph(scheduler), Names(scheduler)
+        self._parcels = HeldParcels(scheduler, self._graph, self._names, self._tell_owner)
         scheduler.handlers["engine_token"] = self.tell_token
         scheduler.handlers[KEYS] = self.tell_keys
         scheduler.stream_handlers.update(
@@ -95,6 +90,9 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "engine-report": self.report,
                 "engine-await": self.await_end,
                 "engine-release": self.release,
+                "engine-parcel": self.send_parcel,
+                "engine-outcomes": self.hear_outcomes,
+                "engine-release-parcels": self.release_parcels,
             }
         )
 
@@ -130,8 +128,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def submit(self, client: str, app: str, runs: list[tuple[str, int, int, bool, list[bytes]]]) -> None:
         """Calls of runs of ``client``: (run_id, partition, epoch, whether to tell again what was heard, calls)."""
-        graph: dict[str, Task] = {}
-        depth: dict[str, int] = {}
+        pending = Pending()
         for run_id, partition, epoch, is_anew, calls in runs:
             slot = (app, partition)
             if self._owners.get(slot) != (epoch, client):
@@ -146,29 +143,28 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
                 # The owner is new, or was away: what it missed is told again, children first.
                 self._send(client, [*held.spawned, *held.reports.values()])
             for encoded in calls:
-                self._add(held, decode_call(encoded), encoded, graph, depth)
-        self._create(graph, depth)
+                self._add(held, decode_call(encoded), encoded, pending)
+        self._create(pending)
 
     def report(self, worker: str, reports: bytes) -> None:
         """Reports from a worker: kept while the run is held, acted on, passed on to its owner."""
-        graph: dict[str, Task] = {}
-        depth: dict[str, int] = {}
+        pending = Pending()
         told: list[Report] = []
         for report in decode_reports(reports):
             held = self._runs.get(report.run_id)
             if held is None:
                 continue
             if report.spawned:
-                report = self._spawn(held, report, graph, depth)  # noqa: PLW2901 - what was let in
+                report = self._spawn(held, report, pending)  # noqa: PLW2901 - what was let in
             if report.continuation is not None:
-                self._create(graph, depth)  # the children may have been started in this very message
-                self._continue(report.continuation)
+                self._create(pending)  # the children may have been started in this very message
+                self._graph.go_on_with(report.continuation)
                 report = msgspec.structs.replace(report, continuation=None)  # noqa: PLW2901 - the engine needs it not
             elif report.retry_in_seconds is not None:
-                self._put_back(report)
+                self._graph.put_back(held.keys.get(report.index, ""))
             told.append(report)
         # Before the engine hears of them, so that the children run as soon as can be.
-        self._create(graph, depth)
+        self._create(pending)
         self._take(told)
 
     def await_end(self, worker: str, key: str) -> None:
@@ -180,6 +176,10 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def transition(self, key: Any, start: str, finish: str, *_: Any, **details: Any) -> None:
         """Tell the owner of a task that erred without a report of its own: its worker died, or could not load it."""
+        if finish in ("memory", "erred") and key in self._parcels:
+            reason = details.get("exception_text") or "its worker died"
+            self.scheduler.loop.add_callback(self._parcels.ended, key, reason, finish == "memory")  # when Dask is done with it
+            return
         if finish == "memory":
             if key in self._awaited:
                 self.scheduler.loop.add_callback(self._tell_end, key, self.scheduler.tasks.get(key))
@@ -213,131 +213,60 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         if held is None or held.client != client:
             return
         del self._runs[run_id]
-        self._drop_queue(held, run_id)
+        if held.spawned:
+            self._names.drop_queue(run_id, [call.key for report in held.spawned for call in report.spawned])
         if held.shared is None or keep_seconds <= 0:
-            self._drop(held.keys.values(), run_id if held.shared else None)
+            if held.shared is not None:
+                self._names.drop_variable(run_id)
+            self._graph.release(held.keys.values())
             return
-        self._drop([key for key in held.keys.values() if key != held.shared], None)  # what only led to the result goes at once
+        self._graph.release([key for key in held.keys.values() if key != held.shared])  # what only led to the result
         self._kept[run_id] = held.shared, self.scheduler.loop.call_later(keep_seconds, self._let_go, run_id)
 
-    # --- Tasks of Dask's ------------------------------------------------------------------------------------------------
+    def send_parcel(self, client: str, app: str, parcel: bytes, owners: list[tuple[int, int]]) -> None:
+        """A parcel of ``client``, with partition and epoch of each run; refused where another engine owns one of them."""
+        slots = [(app, partition) for partition, _ in owners]
+        stale = {number for number, epoch in owners if self._owners.get((app, number)) != (epoch, client)}
+        if stale:
+            self._tell(client, PARCELS, {"stale": sorted(stale), "parcel": decode_parcel(parcel).parcel_id})
+            return
+        self._parcels.send(parcel, slots)
 
-    def _add(self, held: _Held, call: Call, encoded: bytes, graph: dict[str, Task], depth: dict[str, int]) -> None:
+    def hear_outcomes(self, worker: str, outcomes: bytes) -> None:
+        """Outcomes of packed runs, from a worker."""
+        self._parcels.hear(outcomes)
+
+    def release_parcels(self, client: str, run_ids: list[str], keep_seconds: float) -> None:
+        """Packed runs have ended, and their ends are on the state topic."""
+        self._parcels.release(run_ids, keep_seconds)
+
+    # --- Tasks and names ------------------------------------------------------------------------------------------------
+
+    def _add(self, held: _Held, call: Call, encoded: bytes, pending: Pending) -> None:
         """Enter a call into the graph that is to be made, unless the scheduler has it."""
         key = call.key
-        task = self.scheduler.tasks.get(key)
-        if task is not None and call.index in held.keys and task.run_spec is not None:
-            self._run_again(task, call, encoded)
+        if call.index in held.keys and (task := self._graph.get(key)) is not None:
+            self._graph.run_again(task, call, encoded)
             return
-        if task is not None and call.index not in held.keys and task.state in ("memory", "erred"):
-            self._evict(task)
-        graph[key] = _task_of(key, call, encoded)
-        depth[key] = call.depth
+        if call.index not in held.keys:
+            self._graph.evict(key)
+        pending.add(call, encoded)
         held.keys[call.index] = key
         if call.is_final:
             held.shared = key
 
-    def _evict(self, task: TaskState) -> None:
-        """Somebody outside has kept it from an earlier run of this id; where Dask has a result, it runs nothing."""
-        for client in [state.client_key for state in task.who_wants or ()]:
-            self.scheduler.client_releases_keys([task.key], client)
-            comm = self.scheduler.client_comms.get(client)
-            if comm is not None and not comm.closed():
-                comm.send({"op": "cancelled-keys", "keys": [task.key]})
-        if self.scheduler.tasks.get(task.key) is task and not task.waiters:
-            self.scheduler.transitions({task.key: "forgotten"}, f"engine-evict-{time.time()}")
-
-    def _create(self, graph: dict[str, Task], depth: dict[str, int]) -> None:
-        """Make these tasks in one go; at the end of it those that can run are on their way to a worker."""
-        scheduler = self.scheduler
-        lost = [key for key, task in graph.items() if not all(n in graph or n in scheduler.tasks for n in task.dependencies)]
-        for key in lost:  # Dask would wait for what it needs without end
-            self._refuse(decode_call(graph.pop(key).args[0]))
-        if not graph:
-            return
-        now = time.time()
-        scheduler._create_taskstate_from_graph(
-            start=now,
-            dsk=graph,
-            keys=set(graph),
-            ordered={key: number for number, key in enumerate(graph)},
-            client=_HOLDER,
-            annotations_by_type={},
-            global_annotations=None,
-            stimulus_id=f"engine-submit-{now}",
-            submitting_task=None,
-            span_metadata={},
-            user_priority=depth,
-            fifo_timeout=0.1,
-        )
-        for key in graph:
+    def _create(self, pending: Pending) -> None:
+        made, refused = self._graph.create(pending)
+        for key in made:
             run_id = run_of(key) or ""
             held = self._runs.get(run_id)
             if held is not None and held.shared == key:
-                self._share(run_id, key)
-        graph.clear()
-        depth.clear()
-
-    def _refuse(self, call: Call) -> None:
-        """A call needs what is not here: the submission that brought it was lost."""
+                self._names.share(run_id, key)
         failure = Failure("LostDependency", "a result that the task needs is not on the cluster any more")
-        self._take([Report(call.run_id, call.index, State.CRASHED, call.attempt, 0.0, time.time(), "", failure)])
+        at = time.time()
+        self._take([Report(c.run_id, c.index, State.CRASHED, c.attempt, 0.0, at, "", failure) for c in refused])
 
-    def _run_again(self, task: TaskState, call: Call, encoded: bytes) -> None:
-        """The next attempt of a call that was put back; anything else is attached to as it is."""
-        gate = self.scheduler.tasks.get(_GATE)
-        if gate is None or gate not in task.dependencies or decode_call(task.run_spec.args[0]).attempt >= call.attempt:
-            return
-        task.run_spec = _task_of(task.key, call, encoded)
-        self._unlink(task, gate)
-        self.scheduler.transitions({task.key: "released"}, f"engine-again-{time.time()}")
-
-    def _put_back(self, report: Report) -> None:
-        """An attempt has failed and another will follow: what is told now keeps Dask from running it at once.
-
-        The worker says next that the task is to be scheduled again. It then waits for something that never comes, as does
-        all that depends on it, until the engine submits the next attempt.
-        """
-        task = self.scheduler.tasks.get(self._runs[report.run_id].keys.get(report.index, ""))
-        if task is None or task.state != "processing":
-            return
-        gate = self.scheduler.tasks.get(_GATE)
-        if gate is None:
-            gate = self.scheduler.new_task(_GATE, None, "waiting")
-            gate.waiting_on = {gate}
-        task.add_dependency(gate)
-
-    def _continue(self, continuation: Call) -> None:
-        """A task has returned what its children are still at: from now on its key stands for what puts that together.
-
-        The worker says next that the task is to be scheduled again; by then it depends on the children.
-        """
-        scheduler = self.scheduler
-        task = scheduler.tasks.get(continuation.key)
-        if task is None or task.state != "processing":
-            return
-        for needed in list(task.dependencies):
-            self._unlink(task, needed)
-        children = [scheduler.tasks.get(key) for key in continuation.dependencies]
-        if any(child is None or child.state == "erred" for child in children):
-            # It can have no value; the report of the child that failed has said why. With nothing to wait for it fails.
-            lost = msgspec.structs.replace(continuation, function="engine.spawning:lose", dependencies=(), places=())
-            task.run_spec = _task_of(task.key, lost, encode_call(lost))
-            return
-        task.run_spec = _task_of(task.key, continuation, encode_call(continuation))
-        for child in children:
-            if child is not None:
-                task.add_dependency(child)
-
-    def _unlink(self, task: TaskState, needed: TaskState) -> None:
-        task.dependencies.discard(needed)
-        needed.dependents.discard(task)
-        if needed.waiters:
-            needed.waiters.discard(task)
-        if task.waiting_on:
-            task.waiting_on.discard(needed)
-
-    def _spawn(self, held: _Held, report: Report, graph: dict[str, Task], depth: dict[str, int]) -> Report:
+    def _spawn(self, held: _Held, report: Report, pending: Pending) -> Report:
         """Children that a task has started: those it has started before, in another life of its worker, are left out."""
         new: list[Call] = []
         for call in report.spawned:
@@ -349,63 +278,19 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
                 )
                 call = msgspec.structs.replace(call, dependencies=(), places=())  # noqa: PLW2901
             new.append(call)
-            self._add(held, call, encode_call(call), graph, depth)
+            self._add(held, call, encode_call(call), pending)
         told = msgspec.structs.replace(report, spawned=tuple(new))
         if new:
             held.spawned.append(told)
-            self._enqueue(report.run_id, [call.key for call in new])
+            self._names.enqueue(report.run_id, [call.key for call in new])
         return told
-
-    # --- What others can have -------------------------------------------------------------------------------------------
 
     def _let_go(self, run_id: str) -> None:
         key, timer = self._kept.pop(run_id, (None, None))
         if key is not None:
             self.scheduler.loop.remove_timeout(timer)
-            self._drop([key], run_id)
-
-    def _drop(self, keys: Iterable[str], shared: str | None) -> None:
-        known = [key for key in keys if key in self.scheduler.tasks]
-        if shared is not None:
-            variables = self.scheduler.extensions["variables"].variables
-            record = variables.pop(variable_of(shared), None)
-            holder = f"variable-{variable_of(shared)}"
-            if record is not None and holder in self.scheduler.clients:
-                self.scheduler.client_releases_keys([record["value"]], holder)
-                del self.scheduler.clients[holder]  # distributed itself never removes these
-        if known:
-            self.scheduler.client_releases_keys(known, _HOLDER)
-
-    def _share(self, run_id: str, key: str) -> None:
-        """Put the final future into the run's Variable, as ``Variable.set`` would, but atomic with the submit."""
-        name = variable_of(run_id)
-        self.scheduler.client_desires_keys([key], f"variable-{name}")
-        self.scheduler.extensions["variables"].variables[name] = {"type": "Future", "value": key}
-
-    def _enqueue(self, run_id: str, keys: list[str]) -> None:
-        """Put the futures of children into the run's Queue, as ``Queue.put`` would, for whoever wants to follow them."""
-        name = queue_of(run_id)
-        queues = self.scheduler.extensions["queues"]
-        if name not in queues.queues:
-            queues.create(name=name)
-        self.scheduler.client_desires_keys(keys, f"queue-{name}")
-        for key in keys:
-            queues.future_refcount[name, key] += 1
-            queues.queues[name].put_nowait({"type": "Future", "value": key})
-
-    def _drop_queue(self, held: _Held, run_id: str) -> None:
-        if not held.spawned:
-            return
-        name = queue_of(run_id)
-        queues = self.scheduler.extensions["queues"]
-        queues.queues.pop(name, None)
-        queues.client_refcount.pop(name, None)
-        keys = [call.key for report in held.spawned for call in report.spawned]
-        for key in keys:
-            queues.future_refcount.pop((name, key), None)
-        if f"queue-{name}" in self.scheduler.clients:
-            self.scheduler.client_releases_keys(keys, f"queue-{name}")
-            self.scheduler.clients.pop(f"queue-{name}", None)
+            self._names.drop_variable(run_id)
+            self._graph.release([key])
 
     # --- Telling --------------------------------------------------------------------------------------------------------
 
@@ -445,12 +330,11 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
     def _send(self, client: str, reports: Sequence[Report]) -> None:
         self._tell(client, NAME, encode_reports(reports))
 
+    def _tell_owner(self, slot: tuple[str, int], event: dict[str, Any]) -> None:
+        _, client = self._owners.get(slot, (-1, ""))
+        self._tell(client, PARCELS, event)
+
     def _tell(self, client: str, topic: str, event: object) -> None:
         comm = self.scheduler.client_comms.get(client)
         if comm is not None and not comm.closed():
             comm.send({"op": "event", "topic": topic, "event": event})
-
-
-def _task_of(key: str, call: Call, encoded: bytes) -> Task:
-    run = run_async_call if call.is_async else run_call
-    return Task(key, run, encoded, *[TaskRef(needed) for needed in call.dependencies])

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from distributed import Client, Future
 
-from engine.errors import DaskUnavailable, NotFound, UsageError
+from engine.command_errors import NotFound, UsageError
+from engine.errors import DaskUnavailable
 from engine.scheduler import KEYS
 from engine.settings import load
 

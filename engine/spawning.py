@@ -186,6 +186,7 @@ class Spawner:
             scheduled_at=self._started_at,
             is_taken=True,
             persist=task is not None and task.persist,
+            store=parent.store,
             map_index=map_index,
             spawned_by=parent.index if parent.task else parent.spawned_by,
         )

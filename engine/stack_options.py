@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from engine.command_errors import StackError
 from engine.dask_processes import default_workers
-from engine.errors import StackError
 
 
 class StackOptions(msgspec.Struct, frozen=True, kw_only=True):

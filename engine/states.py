@@ -125,6 +125,8 @@ class StateChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     result_ref: str | None = None
     #: How many elements a result has that a map may walk over.
     length: int | None = None
+    #: Of a packed run's end: a JSON array, still encoded, of what became of its tasks (engine.parcels.TaskEntry).
+    tasks: msgspec.Raw = ABSENT
     error: Failure | None = None
     reason: str | None = None
     next_attempt_at: datetime | None = None

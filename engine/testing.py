@@ -20,6 +20,7 @@ from engine.executor import Executor
 from engine.flows import Flow
 from engine.inline import InlineExecutor
 from engine.memory import MemoryBroker
+from engine.results import ResultStore
 from engine.runs import run_id_of
 from engine.settings import Settings
 from engine.states import ABSENT, Failure, State, StateChange, encode
@@ -194,10 +195,17 @@ def run(flow: Flow[..., Any], data: object = None, *, topic: str | None = None, 
 @asynccontextmanager
 async def _executor(settings: Settings, cluster: bool) -> AsyncIterator[Executor]:
     if not cluster:
-        yield InlineExecutor()
+        store = ResultStore(settings.results, settings.app, settings.max_result_bytes) if settings.results else None
+        yield InlineExecutor(results=store)
         return
     # Imported here: who tests without a cluster should not wait for distributed.
     from engine.cluster import Cluster, in_process
 
     async with in_process() as address:
-        yield Cluster(settings.app, address)
+        yield Cluster(
+            settings.app,
+            address,
+            results=settings.results,
+            max_result_bytes=settings.max_result_bytes,
+            max_run_tasks=settings.max_run_tasks,
+        )

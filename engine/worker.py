@@ -22,11 +22,11 @@ from engine import deadlines
 from engine.arguments import dump, load
 from engine.attempts import current
 from engine.deadlines import TimeIsOver, run_within
-from engine.errors import ResultStuck, TaskFailed, TaskTimeout
+from engine.errors import ResultMissing, ResultStoreError, ResultStuck, TaskFailed, TaskTimeout
 from engine.executor import Call, Report, index_of, values_at
 from engine.failures import MAX_MESSAGE, MAX_TRACEBACK, failure_of, sendable
 from engine.handles import recorder
-from engine.logs import run_fields
+from engine.logs import logger, run_fields
 from engine.retries import judge, next_wait_seconds
 from engine.runs import task_run_id_of
 from engine.spawning import Nursery, Spawner, resolved
@@ -46,6 +46,18 @@ class Postponed(Exception):
     """The call is not over: another attempt follows, or its value waits for its children. Its report has said so."""
 
 
+class Store(Protocol):
+    """Where results go that do not travel (engine.results)."""
+
+    def save(self, run_id: str, task: str, index: str, value: Any, *, type: Any = None) -> str:
+        """Write a result; answers where it is."""
+        ...
+
+    def load(self, run_id: str, task: str, index: str, type: Any = Any) -> Any:
+        """The value of a result. Raises ResultMissing."""
+        ...
+
+
 class Reporter(Nursery, Protocol):
     """Takes reports off a worker's threads, at once and without waiting."""
 
@@ -59,6 +71,10 @@ class Reporter(Nursery, Protocol):
 
     def end(self, report: Report) -> None:
         """An attempt has ended."""
+        ...
+
+    def store(self, app: str) -> Store:
+        """The result store of an app. Raises ResultStoreError where this worker has none."""
         ...
 
     #: Whether ``stuck`` ends this process.
@@ -75,8 +91,9 @@ def execute(call: Call, results: Sequence[Any], reporter: Reporter) -> Any:
     token = recorder.set(attempt.spawner)
     try:
         function, args, kwargs = attempt.prepare(results)
-        value = run_within(call.timeout_seconds, attempt.stuck, function, args, kwargs)
-        ended = attempt.returned(value)
+        if not attempt.is_known:
+            attempt.value = run_within(call.timeout_seconds, attempt.stuck, function, args, kwargs)
+        ended = attempt.returned()
     except BaseException as error:  # SystemExit too: it must end the task, not the worker; the run ends FAILED
         ended = attempt.failed(error)
     finally:
@@ -94,10 +111,11 @@ async def execute_async(call: Call, results: Sequence[Any], reporter: Reporter) 
         function, args, kwargs = attempt.prepare(results)
         try:
             async with asyncio.timeout(call.timeout_seconds):
-                value = await function(*args, **kwargs)
+                if not attempt.is_known:
+                    attempt.value = await function(*args, **kwargs)
         except TimeoutError as error:
             raise TaskTimeout(call.task, call.timeout_seconds or 0.0) if call.timeout_seconds else error from error
-        ended = attempt.returned(value)
+        ended = attempt.returned()
     except asyncio.CancelledError:
         raise  # the worker is closing: the scheduler gives the call to another one
     except BaseException as error:  # as above
@@ -115,7 +133,8 @@ def _leave(ended: tuple[Any, Exception | None]) -> Any:
     return value
 
 
-def _check_pickles(task: str, value: Any) -> None:
+def check_pickles(task: str, value: Any) -> None:
+    """Raises ResultStuck where a result could not leave this worker."""
     try:
         try:
             # Large buffers (arrays, frames) are left out, the rest goes nowhere: this costs time, no memory.
@@ -151,6 +170,9 @@ class _Attempt:
         current.set((call, self._started_at))
         self._is_continuation = bool(call.task) and call.function == _COLLECTED
         self._task: Task[..., Any] | None = None
+        self.value: Any = None
+        #: Whether the value was in the result store already.
+        self.is_known = False
         self.spawner = Spawner(call, reporter, reporter.address, self._started_at)
         structlog.contextvars.clear_contextvars()  # threads are reused: what the last task bound must not stay
         structlog.contextvars.bind_contextvars(**run_fields(call.run_id, call.flow, call.traceparent, call.task))
@@ -164,20 +186,51 @@ class _Attempt:
         args, kwargs = load(call.arguments, values_at(call.places, results))
         if isinstance(target, Task):
             self._task = target
+            if call.persist:
+                self._look_up()
             return target.function, args, kwargs
         return target, args, kwargs
 
-    def returned(self, value: Any) -> tuple[Any, Exception | None]:
-        """Report the end. Answers the value, which stays on the worker, or why it is not there yet. Raises ResultStuck."""
+    def _look_up(self) -> None:
+        """A result that was stored is taken from there rather than made again."""
+        call, store = self._call, self._store()
+        try:
+            self.value = store.load(call.run_id, call.task, call.index, self._result_type)
+            self.is_known = True
+        except ResultMissing:
+            pass  # as is usual: the first attempt, or one before it failed
+        except ResultStoreError as error:  # it can be made again, which may mend the store as well
+            logger.warning("a stored result cannot be read and is made again", error=str(error))
+
+    def _store(self) -> Store:
         call = self._call
+        if not call.store:
+            cause = f"the task {call.task} is declared with persist=True, but there is no result store"
+            raise ResultStoreError(f"{call.run_id}/{call.task}-{call.index}", cause, "Set `results` to a URL, e.g. file:///….")
+        return self._reporter.store(call.store)
+
+    @property
+    def _result_type(self) -> Any:
+        """What the task says it returns; a continuation stands for the task, but knows the name alone."""
+        return Any if self._task is None else self._task.result_type
+
+    def returned(self) -> tuple[Any, Exception | None]:
+        """Report the end. Answers the value, which stays on the worker, or why it is not there yet. Raises ResultStuck."""
+        call, value = self._call, self.value
         if self.spawner.has_children:
             dumped = dump(((value,), {}), call.task or "result", call.run_id)
             if dumped.inputs:
                 return None, self._wait_for_children(dumped.data, *resolved(dumped.inputs))
         details = self._describe(value)
+        if self.is_known:
+            details["remark"] = "taken from the result store"
+        elif call.persist:
+            details["stored"] = self._store().save(call.run_id, call.task, call.index, value, type=self._result_type)
+        elif call.is_final and call.store and "kept" in details:
+            details["stored"] = self._store().save(call.run_id, call.task or "result", call.index, value)
         # Dask would compute a result that it cannot send anew, for ever.
         if (call.is_taken or "kept" in details) and type(value) not in _PLAIN:
-            _check_pickles(call.task, value)
+            check_pickles(call.task, value)
         if self._is_continuation:
             details["tail"] = tuple(index_of(key) for key in call.dependencies)
         if call.has_news or not self._is_continuation:

@@ -223,6 +223,15 @@ def describe(plane: Plane | None) -> str | None:
 
 
 @task
+def by_carrier(flights: list[Flight]) -> list[list[Flight]]:
+    """The flights of each airline, airlines in the order of their codes. How many there are shows when it has run."""
+    groups: dict[str, list[Flight]] = defaultdict(list)
+    for flight in flights:
+        groups[flight.carrier].append(flight)
+    return [groups[carrier] for carrier in sorted(groups)]
+
+
+@task
 def summarise_carrier(flights: list[Flight]) -> CarrierDay:
     """The day of one airline: ``flights`` are all its own, and at least one."""
     delays: dict[str, list[int]] = defaultdict(list)
@@ -276,18 +285,10 @@ def summarise_day(airport: str, day: date, carriers: list[CarrierDay], weather: 
 
 @flow(on("flights", type="day.closed"))
 def daily_summary(day: AirportDay) -> DaySummary:
-    """Fan out, a task per airline, with the weather beside them; then one task that needs them all."""
+    """A task per airline, however many the day turns out to have, and the weather beside them; then one that needs all."""
     carriers = summarise_carrier.map(by_carrier(day.flights))
     weather = describe_weather(day.airport, day.day)
     return summarise_day(day.airport, day.day, carriers, weather)
-
-
-def by_carrier(flights: list[Flight]) -> list[list[Flight]]:
-    """The flights of each airline, airlines in the order of their codes."""
-    groups: dict[str, list[Flight]] = defaultdict(list)
-    for flight in flights:
-        groups[flight.carrier].append(flight)
-    return [groups[carrier] for carrier in sorted(groups)]
 
 
 def line(carrier: CarrierDay) -> CarrierLine:

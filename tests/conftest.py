@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from engine.apache import ApacheKafka
-from engine.errors import ApacheError
+from engine.command_errors import ApacheError
 from engine.kafka import KafkaBroker
 from engine.settings import Settings
 

@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +83,20 @@ def command_environment() -> dict[str, str]:
 class Stack:
     """``engine dev`` as a child process."""
 
-    def __init__(self, folder: Path, app: str, arguments: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        app: str,
+        arguments: Sequence[str],
+        *,
+        handlers: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Without ``handlers`` those above are written into ``folder``. ``environment`` is for all processes."""
         self.app = app
-        self.handlers = folder / "shouting.py"
-        self.handlers.write_text(HANDLERS)
+        self.handlers = handlers or folder / "shouting.py"
+        if handlers is None:
+            self.handlers.write_text(HANDLERS)
         self.log_file = folder / "dev.log"
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
@@ -95,7 +105,7 @@ class Stack:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=command_environment() | {"XDG_CACHE_HOME": str(folder / "cache")},
+                env=command_environment() | {"XDG_CACHE_HOME": str(folder / "cache")} | dict(environment or {}),
             )
         self.ready: dict[str, Any] = {}
 
@@ -129,12 +139,24 @@ class Stack:
 
     async def send(self, event_id: str, name: str) -> str:
         """Send an event; the id of the run that it makes."""
+        await self.send_event("items", "item.made", event_id, {"name": name})
+        return self.run_id("process", event_id)
+
+    async def send_event(self, topic: str, type: str, event_id: str, data: object) -> None:
+        """Send an event of any kind."""
         done = await engine(
-            *("events", "send", "items", "--type", "item.made", "--source", SOURCE, "--id", event_id),
-            *("--data", json.dumps({"name": name}), "--kafka", self.ready["kafka"]),
+            *("events", "send", topic, "--type", type, "--source", SOURCE, "--id", event_id),
+            *("--data", json.dumps(data), "--kafka", self.ready["kafka"]),
         )
         assert done.code == 0, done.err
-        return run_id_of(self.app, "process", SOURCE, event_id)
+
+    def run_id(self, flow: str, event_id: str) -> str:
+        """That of the run which an event of these tests makes."""
+        return run_id_of(self.app, flow, SOURCE, event_id)
+
+    async def watch(self, run_id: str) -> Done:
+        """A run's changes as JSON, from its beginning until it has ended."""
+        return await engine("runs", "watch", run_id, "--json", *self.where)
 
     async def tail(self, *arguments: str) -> Done:
         """Changes from the beginning on, as JSON."""

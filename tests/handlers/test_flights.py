@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine import State
+from engine.testing import run
 from handlers import flights
 from handlers.flights import AirportDay, CarrierDay, Departure, Flight
 from handlers.nyc import Plane, Weather
@@ -165,3 +167,20 @@ def test_results_travel_as_json() -> None:
     assert msgspec.json.decode(msgspec.json.encode(report), type=flights.DelayReport) == report
     summary = flights.daily_summary(AirportDay("EWR", DAY, [flight(10)]))
     assert msgspec.json.decode(msgspec.json.encode(summary), type=flights.DaySummary) == summary
+
+
+def test_a_day_has_as_many_tasks_as_airlines_which_only_a_task_can_tell() -> None:
+    day = AirportDay("EWR", DAY, [flight(10), flight(20, carrier="B6"), flight(30, carrier="AA"), flight(5)])
+    made = run(flights.daily_summary, day, type="day.closed")
+    elements = [change for change in made.changes if change.task == "summarise_carrier" and change.state is State.SCHEDULED]
+    assert [change.map_index for change in elements] == [0, 1, 2]
+    names = [change.task for change in made.changes]
+    split = next(n for n, change in enumerate(made.changes) if change.task == "by_carrier" and change.state.is_end)
+    assert names.index("summarise_carrier") > split
+    assert made.result(flights.DaySummary) == flights.daily_summary(day)
+
+
+def test_a_day_without_flights_has_no_task_for_an_airline() -> None:
+    made = run(flights.daily_summary, AirportDay("EWR", date(2031, 1, 1), []), type="day.closed")
+    assert made.result(flights.DaySummary).flights == 0
+    assert "summarise_carrier" not in {change.task for change in made.changes}

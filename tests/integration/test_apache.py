@@ -13,7 +13,7 @@ import pytest
 
 from engine.apache import ApacheKafka
 from engine.broker import TopicSpec
-from engine.errors import ApacheError
+from engine.command_errors import ApacheError
 from engine.kafka import KafkaBroker
 from engine.settings import Settings
 

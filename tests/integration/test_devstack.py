@@ -17,9 +17,9 @@ import psutil
 import pytest
 from distributed import Client
 
+from engine.command_errors import StackError
 from engine.dask_processes import get
 from engine.devstack import DevStack
-from engine.errors import StackError
 from engine.stack_options import StackOptions
 from tests.waiting import eventually
 

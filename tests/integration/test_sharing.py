@@ -13,7 +13,8 @@ from distributed import Client, Future, Variable
 
 import engine
 from engine.cluster import in_process
-from engine.errors import DaskUnavailable, NotFound, TaskFailed, UsageError
+from engine.command_errors import NotFound, UsageError
+from engine.errors import DaskUnavailable, TaskFailed
 from engine.scheduler import RunsPlugin
 from engine.sharing import Attached
 from engine.states import State

@@ -9,9 +9,11 @@ from engine import task
 from engine.executor import Call, Report
 from engine.flows import Flow
 from engine.planning import Advance, PlannedWait
-from engine.progress import Progress, Step
+from engine.progress import Progress
+from engine.recovery import heard
 from engine.runs import FlowRun
 from engine.states import State, StateChange
+from engine.steps import Step
 from tests.unit.recorded import BAD, RUN_ID, Gone, declared, scheduled
 
 
@@ -68,7 +70,7 @@ class Driven:
         self.fetches: list[str] = []
         self.step = Step()
         self.take(self.progress.begin(10.0))
-        self.gone = Gone(flow, self.progress.history(), run=self.run, at=self.run.running_at)
+        self.gone = Gone(flow, heard(self.run), run=self.run, at=self.run.running_at)
         self.go_on(self.gone.last)
 
     def take(self, step: Step) -> Step:

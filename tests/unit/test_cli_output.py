@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from engine.cli_output import json_text, print_error, printable, say, short
-from engine.errors import NotFound
+from engine.command_errors import NotFound
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import HandlerError
+from engine.command_errors import HandlerError
 from engine.handler_paths import import_paths, watched_paths
 
 

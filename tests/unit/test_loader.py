@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import DeclarationError, HandlerError
+from engine.command_errors import HandlerError
+from engine.errors import DeclarationError
 from engine.loader import Place, load, places
 
 FLOW = "from engine import flow, on\n\n\n@flow(on('orders'))\ndef {name}() -> None: ...\n"

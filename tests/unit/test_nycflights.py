@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from engine import nycflights
-from engine.errors import EventError, NotFound
+from engine.command_errors import NotFound
+from engine.errors import EventError
 from engine.events import Position, RawEvent, read
 from engine.nycflights import DEFAULT_DAY, DemoEvent, Fate, demo_events
 

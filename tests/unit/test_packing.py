@@ -292,6 +292,29 @@ class TestAsyncFlows:
         assert value(run(packed.side_by_side)) == [True, True]
 
 
+class TestTimeAndChance:
+    def test_chance_is_that_of_the_unpacked_lane_and_time_that_of_the_run(self) -> None:
+        unpacked = run_unpacked(Flow(packed.draws.function, packed.draws.triggers), {})
+        parcel = parcel_of(packed.draws, {}, scheduled_at=1_400_000_000.5)
+        parcel = msgspec.structs.replace(parcel, runs=(msgspec.structs.replace(parcel.runs[0], run_id=unpacked.run_id),))
+        at, *numbers = value(run_all(parcel)[0])
+        assert numbers == unpacked.result()[1:]
+        assert at == "2014-05-13T16:53:20.500000+00:00"
+
+    def test_both_are_the_same_when_a_run_comes_again(self) -> None:
+        first = run(packed.draws, kind="retries")
+        assert first.state is State.RETRYING
+        again(packed.draws, first, kind="retries")
+        assert [count for name, count in packed.done.items() if name.startswith("drawn")] == [2]
+
+    @pytest.mark.parametrize("kind", ["sleep", "wait_for_event"])
+    def test_a_flow_that_would_wait_by_itself_is_told_that_it_is_packed(self, kind: str) -> None:
+        error = run(packed.waits, kind=kind).error
+        assert error is not None
+        assert error.message.startswith(f"task engine.{kind}: it was called in a packed flow")
+        assert "without pack=True" in error.message
+
+
 class TestTelling:
     def test_outcomes_are_told_some_at_a_time(self) -> None:
         told: list[int] = []

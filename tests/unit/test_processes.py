@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.errors import StackError
+from engine.command_errors import StackError
 from engine.processes import ChildProcess, Children, run_to_end
 from tests.waiting import eventually
 

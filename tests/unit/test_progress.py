@@ -16,8 +16,10 @@ from engine.arguments import child_index
 from engine.errors import EngineError
 from engine.executor import Call, Report, index_of, key_of
 from engine.handles import MapHandle, unmapped
-from engine.progress import Progress, Step
+from engine.planning import Outcome
+from engine.progress import Progress
 from engine.states import TRANSITIONS, Failure, State, StateChange, utc
+from engine.steps import Step
 from tests.unit.driven import CHAIN, DIAMOND, ONE, Driven, dag, rebuilt, short, t
 from tests.unit.recorded import BAD, RUN_ID, Gone, run_of
 from tests.unit.samples.orders import add, double, listing, total
@@ -134,10 +136,10 @@ class TestOneOwner:
         assert driven.told[-2].result_ref == "shop/r/t/0"
         assert not driven.progress.keeps_result
 
-    @pytest.mark.parametrize(("crashed", "state"), [(False, FAILED), (True, CRASHED)])
-    def test_a_run_whose_flow_cannot_be_gone_through_ends_at_once(self, crashed: bool, state: State) -> None:
+    @pytest.mark.parametrize("state", [FAILED, CRASHED])
+    def test_a_run_whose_flow_cannot_be_gone_through_ends_at_once(self, state: State) -> None:
         progress = Progress(run_of(), epoch=9)
-        changes = progress.begin(10.0).changes + progress.fail(BAD, 10.0, crashed=crashed).changes
+        changes = progress.begin(10.0).changes + progress.plan((), Outcome(state, BAD), (), 10.0).changes
         assert short(changes) == ["run RUNNING", f"run {state}"]
         assert (changes[-1].error, progress.is_ended) == (BAD, True)
 

@@ -115,16 +115,6 @@ def test_what_the_flow_has_called_is_known_by_index_and_a_map_counts_once() -> N
     assert run.called == {"0": "a", "1": "b"}  # what tasks have started is no call of the flow
 
 
-def test_open_children_are_told_apart_from_those_above_them() -> None:
-    run = FlowRun(change(State.SCHEDULED, 0), 5)
-    run.advance(State.RUNNING, 1.0, 9)
-    top, child, grandchild, ended = (f"{RUN_ID}/t/{index}" for index in ("0", "a" * 16, "b" * 16, "c" * 16))
-    for task_run_id, by in [(top, None), (child, top), (grandchild, child), (ended, top)]:
-        run.advance_task("t", task_run_id, State.SCHEDULED, 0, 1.0, 9, spawned_by=by)
-    run.advance_task("t", ended, State.CANCELLED, 0, 1.0, 9)
-    assert run.orphans() == ({"a" * 16, "b" * 16}, {"0", "a" * 16})
-
-
 def test_a_later_attempt_of_the_flow_keeps_what_has_completed_and_makes_the_rest_anew() -> None:
     run = FlowRun(change(State.SCHEDULED, 0), 5)
     run.advance(State.RUNNING, 1.0, 9)

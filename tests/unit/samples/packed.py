@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from engine import Retry, fixed, flow, on, task
+from engine import Retry, fixed, flow, now, on, random, sleep, task, wait_for_event
 from tests.unit.samples.orders import add, double, later, raises, raises_later, spins
 
 #: How often each thing was done, by name; cleared by the tests.
@@ -367,3 +367,21 @@ async def exits_in_background() -> Any:
     background = asyncio.create_task(exit_now())
     await asyncio.sleep(0)
     return background.done()
+
+
+@task(retry=Retry(attempts=2, wait=fixed(60.0)))
+def not_yet() -> int:
+    raise ConnectionError("not yet")
+
+
+@flow(on("t"), pack=True)
+def draws(kind: str = "") -> Any:
+    """Time and chance, before and after a call that may be tried again."""
+    drawn = [now().isoformat(), random()]
+    done[f"drawn {drawn}"] += 1
+    return same([*drawn, random(), not_yet() if kind == "retries" else 0])
+
+
+@flow(on("t"), pack=True)
+async def waits(kind: str) -> None:
+    await (sleep(1) if kind == "sleep" else wait_for_event("t"))

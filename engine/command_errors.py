@@ -1,0 +1,90 @@
+"""Errors of commands and of the development stack; like all others they say what failed, why, and what to do next."""
+
+from __future__ import annotations
+
+from engine.errors import EngineError
+
+
+class ApacheError(EngineError):
+    """Raised when a Kafka of one's own does not start. Nothing is left running; the remedy is in the text."""
+
+    exit_code = 4
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(cause, remedy)
+        self.cause, self.remedy = cause, remedy
+
+    def __str__(self) -> str:
+        return f"cannot start Apache Kafka: {self.cause}. {self.remedy}"
+
+
+class StackError(EngineError):
+    """Raised when a part of the development stack does not start or cannot go on. All that was started is stopped."""
+
+    exit_code = 4
+
+    def __init__(self, part: str, cause: str, remedy: str) -> None:
+        super().__init__(part, cause, remedy)
+        self.part, self.cause, self.remedy = part, cause, remedy
+
+    def __str__(self) -> str:
+        return f"{self.part}: {self.cause}. {self.remedy}"
+
+
+class InterruptedStartError(EngineError):
+    """Raised when Ctrl-C or SIGTERM comes before the development stack is up. All that was started is stopped."""
+
+    exit_code = 130
+
+    def __str__(self) -> str:
+        return "interrupted before everything was up"
+
+
+class UsageError(EngineError):
+    """Raised when a flag or file given to a command cannot be used. Nothing was done; correct what is named."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, cause: str, remedy: str) -> None:
+        super().__init__(what, cause, remedy)
+        self.what, self.cause, self.remedy = what, cause, remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.cause}. {self.remedy}"
+
+
+class NotFound(EngineError):
+    """Raised when a run, flow or dead letter asked for does not exist. Nothing was changed."""
+
+    exit_code = 3
+
+    def __init__(self, what: str, name: str, remedy: str) -> None:
+        super().__init__(what, name, remedy)
+        self.what, self.name, self.remedy = what, name, remedy
+
+    def __str__(self) -> str:
+        return f"no {self.what} {self.name!r}. {self.remedy}"
+
+
+class RunTimeout(EngineError):
+    """Raised when a run that is watched has not ended in time. The run goes on; watch it again."""
+
+    def __init__(self, run_id: str, timeout_seconds: float) -> None:
+        super().__init__(run_id, timeout_seconds)
+        self.run_id, self.timeout_seconds = run_id, timeout_seconds
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} has not ended within {self.timeout_seconds:g} s; it goes on. Watch it again."
+
+
+class HandlerError(EngineError):
+    """Raised when a handler module cannot be imported. The engine does not start; the cause is in the text."""
+
+    exit_code = 2
+
+    def __init__(self, handler: str, cause: str, remedy: str) -> None:
+        super().__init__(handler, cause, remedy)
+        self.handler, self.cause, self.remedy = handler, cause, remedy
+
+    def __str__(self) -> str:
+        return f"handler {self.handler}: {self.cause}. {self.remedy}"

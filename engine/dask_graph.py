@@ -1,0 +1,192 @@
+"""The tasks of our runs as Dask's scheduler has them: made, put back for another attempt, given a continuation, removed.
+
+Runs inside the scheduler, in its event loop; with the other rooms of the cluster the only importer of distributed and dask.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from dask._task_spec import Task, TaskRef
+from dask.utils import key_split
+from distributed import Scheduler
+from distributed.scheduler import TaskState
+
+from engine.executor import Call, decode_call, encode_call
+from engine.reporter import run_async_call, run_call
+
+#: The pseudo-client in whose name tasks are held, so that they outlive the engine that submitted them.
+HOLDER = "engine-runs"
+#: A task that never ends. What is not to run yet depends on it.
+_GATE = "engine-gate"
+#: Runs of so many calls at most are kept together, where each takes a worker no longer than this.
+_SMALL_RUN = 16
+_QUICK_SECONDS = 0.02
+
+
+class Pending:
+    """Tasks that are to be made in one go."""
+
+    __slots__ = ("depth", "graph", "runs")
+
+    def __init__(self) -> None:
+        self.graph: dict[str, Task] = {}
+        self.depth: dict[str, int] = {}
+        #: Keys by run.
+        self.runs: dict[str, list[str]] = {}
+
+    def add(self, call: Call, encoded: bytes) -> None:
+        """A call of a run."""
+        key = call.key
+        self.graph[key] = _task_of(key, call, encoded)
+        self.depth[key] = call.depth
+        self.runs.setdefault(call.run_id, []).append(key)
+
+
+class DaskGraph:
+    """Makes and changes tasks."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    def get(self, key: str) -> TaskState | None:
+        """A task that the scheduler knows and can run."""
+        task = self._scheduler.tasks.get(key)
+        return None if task is None or task.run_spec is None else task
+
+    def create(self, pending: Pending) -> tuple[list[str], list[Call]]:
+        """Make these tasks; at the end of it those that can run are on their way to a worker.
+
+        Answers the keys made, and calls that need what the scheduler does not have: Dask would wait for it without end.
+        """
+        scheduler, graph = self._scheduler, pending.graph
+        lost = [key for key, task in graph.items() if not all(n in graph or n in scheduler.tasks for n in task.dependencies)]
+        refused = [decode_call(graph.pop(key).args[0]) for key in lost]
+        made = list(graph)
+        if graph:
+            self.create_tasks(graph, pending.depth, self._places(pending))
+        pending.graph, pending.depth, pending.runs = {}, {}, {}
+        return made, refused
+
+    def create_tasks(
+        self, graph: dict[str, Task], priority: int | dict[str, int], places: dict[str, list[str]] | None = None
+    ) -> None:
+        """Make tasks of Dask's, held in our name; those of higher priority run first, those with places there if they can."""
+        now = time.time()
+        annotations = {"workers": places, "allow_other_workers": dict.fromkeys(places, True)} if places else {}
+        self._scheduler._create_taskstate_from_graph(
+            start=now,
+            dsk=graph,
+            keys=set(graph),
+            ordered={key: number for number, key in enumerate(graph)},
+            client=HOLDER,
+            annotations_by_type=annotations,
+            global_annotations=None,
+            stimulus_id=f"engine-submit-{now}",
+            submitting_task=None,
+            span_metadata={},
+            user_priority=priority,
+            fifo_timeout=0.1,
+        )
+
+    def _places(self, pending: Pending) -> dict[str, list[str]]:
+        """A worker for each small run of quick tasks: to send their results about would cost more than the tasks do.
+
+        Runs of tasks that take longer, or that nobody has run yet, are left to Dask, which spreads them.
+        """
+        workers = self._scheduler.workers
+        if len(workers) < 2:
+            return {}
+        loads = {address: len(worker.processing) / max(1, worker.nthreads) for address, worker in workers.items()}
+        places: dict[str, list[str]] = {}
+        for keys in pending.runs.values():
+            if not 1 < len(keys) <= _SMALL_RUN or not all(self._is_quick(key) for key in keys):
+                continue
+            address = min(loads, key=loads.__getitem__)
+            loads[address] += len(keys) / max(1, workers[address].nthreads)
+            places.update({key: [address] for key in keys})
+        return places
+
+    def _is_quick(self, key: str) -> bool:
+        prefix = self._scheduler.task_prefixes.get(key_split(key))
+        return prefix is not None and 0 <= prefix.duration_average < _QUICK_SECONDS
+
+    def run_again(self, task: TaskState, call: Call, encoded: bytes) -> None:
+        """The next attempt of a call that was put back; anything else is left as it is."""
+        gate = self._scheduler.tasks.get(_GATE)
+        if gate is None or gate not in task.dependencies or decode_call(task.run_spec.args[0]).attempt >= call.attempt:
+            return
+        task.run_spec = _task_of(task.key, call, encoded)
+        _unlink(task, gate)
+        self._scheduler.transitions({task.key: "released"}, f"engine-again-{time.time()}")
+
+    def put_back(self, key: str) -> None:
+        """An attempt has failed and another will follow: what is told now keeps Dask from running it at once.
+
+        The worker says next that the task is to be scheduled again. It then waits for something that never comes, as does
+        all that depends on it, until the engine submits the next attempt.
+        """
+        task = self._scheduler.tasks.get(key)
+        if task is None or task.state != "processing":
+            return
+        gate = self._scheduler.tasks.get(_GATE)
+        if gate is None:
+            gate = self._scheduler.new_task(_GATE, None, "waiting")
+            gate.waiting_on = {gate}
+        task.add_dependency(gate)
+
+    def go_on_with(self, continuation: Call) -> None:
+        """A task has returned what its children are still at: from now on its key stands for what puts that together.
+
+        The worker says next that the task is to be scheduled again; by then it depends on the children.
+        """
+        tasks = self._scheduler.tasks
+        task = tasks.get(continuation.key)
+        if task is None or task.state != "processing":
+            return
+        for needed in list(task.dependencies):
+            _unlink(task, needed)
+        children = [tasks.get(key) for key in continuation.dependencies]
+        if any(child is None or child.state == "erred" for child in children):
+            # It can have no value; the report of the child that failed has said why. With nothing to wait for it fails.
+            continuation = msgspec.structs.replace(continuation, function="engine.spawning:lose", dependencies=(), places=())
+            children = []
+        task.run_spec = _task_of(task.key, continuation, encode_call(continuation))
+        for child in children:
+            task.add_dependency(child)
+
+    def release(self, keys: Iterable[str]) -> None:
+        """We want these no longer."""
+        known = [key for key in keys if key in self._scheduler.tasks]
+        if known:
+            self._scheduler.client_releases_keys(known, HOLDER)
+
+    def evict(self, key: str) -> None:
+        """Somebody outside has kept it from an earlier run of this id; where Dask has a result, it runs nothing."""
+        task = self._scheduler.tasks.get(key)
+        if task is None or task.state not in ("memory", "erred"):
+            return
+        for client in [state.client_key for state in task.who_wants or ()]:
+            self._scheduler.client_releases_keys([key], client)
+            comm = self._scheduler.client_comms.get(client)
+            if comm is not None and not comm.closed():
+                comm.send({"op": "cancelled-keys", "keys": [key]})
+        if self._scheduler.tasks.get(key) is task and not task.waiters:
+            self._scheduler.transitions({key: "forgotten"}, f"engine-evict-{time.time()}")
+
+
+def _task_of(key: str, call: Call, encoded: bytes) -> Task:
+    run: Any = run_async_call if call.is_async else run_call
+    return Task(key, run, encoded, *[TaskRef(needed) for needed in call.dependencies])
+
+
+def _unlink(task: TaskState, needed: TaskState) -> None:
+    task.dependencies.discard(needed)
+    needed.dependents.discard(task)
+    if needed.waiters:
+        needed.waiters.discard(task)
+    if task.waiting_on:
+        task.waiting_on.discard(needed)
