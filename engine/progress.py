@@ -156,6 +156,11 @@ class Progress:
         made = [self.graph.add_child(call) for call in report.spawned if call.index not in self.graph.nodes]
         if self._is_news(index, node, report):
             self._hear(step, index, node, report)
+        if report.tail and report.index == node.call.index:
+            # Also where its end is no news: only the report says what its value waits for.
+            self.graph.add_tail(index, report.tail)
+            if (lost := self._blame.cause(report.tail)) is not None:
+                self._cancel(step, [index, *self.graph.downstream(index)], report.at, lost)
         for child in made:
             self._orphans.discard(child.call.index)
             self._submitted.add(child.call.index)  # by its parent
@@ -243,8 +248,6 @@ class Progress:
         return True
 
     def _hear(self, step: Step, index: str, node: Node, report: Report) -> None:
-        if report.tail:
-            self.graph.add_tail(index, report.tail)
         self._blame.handle(report.handled)
         if report.retry_in_seconds is not None:
             self._tries.see(index, report.attempt)
@@ -271,9 +274,6 @@ class Progress:
             details: dict[str, Any] = {"result": result, "length": report.length, "result_ref": report.stored}
             details["handled"] = report.handled
             step.changes.append(self._tell(node, State.COMPLETED, report.at, report.attempt, reason=report.remark, **details))
-        lost = self._blame.cause(report.tail)
-        if lost is not None:
-            self._cancel(step, [index, *self.graph.downstream(index)], report.at, lost)
         if report.tail and call.has_news and not report.has_value:
             return  # it has returned, but its value waits for its children's: its continuation will tell
         self._leave(index)
