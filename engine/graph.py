@@ -62,6 +62,8 @@ class Graph:
         #: The parents whose value waits for a child's.
         self._tails: dict[str, list[str]] = {}
         self._lengths: dict[str, int] = {}
+        #: Calls that will never be nodes. What needs them need not wait for them: it is cancelled, too.
+        self._cancelled: set[str] = set()
         #: Maps that cannot be made, and why.
         self.broken: dict[str, EngineError] = {}
 
@@ -167,6 +169,8 @@ class Graph:
         if index in self.maps:
             self.maps[index].is_cancelled = True
             self._growing.pop(index, None)
+        elif index not in self.nodes:
+            self._cancelled.add(index)
         return self._unresolved.pop(index, None)
 
     def downstream(self, index: str) -> list[str]:
@@ -221,7 +225,7 @@ class Graph:
 
     def _is_known(self, taken: Input) -> bool:
         if isinstance(taken, Handle):
-            return taken.index in self.nodes
+            return taken.index in self.nodes or taken.index in self._cancelled
         return not isinstance(taken, MapHandle) or (taken.index in self.maps and self.maps[taken.index].is_whole)
 
     def _measure(self, growing: _Map) -> None:

@@ -143,6 +143,7 @@ class Progress:
         if self.is_ended:
             return Step()
         self._submitted.clear()
+        self._early.clear()
         return Step(submit=self._calls(self._tries.lose(self.graph, self._pending)))
 
     def _take(self, step: Step, report: Report, now: float) -> None:
@@ -199,21 +200,20 @@ class Progress:
                 self._tell(node, State.SCHEDULED, now, 0, parents=node.parents, map_index=call.map_index, spawned_by=by)
             )
         state = known.state if known is not None else None
-        blamed = self._blame.cause_for(call)
+        if known is not None and known.attempt and not call.spawned_by:
+            # A wait between two attempts is not held again: it began with the owner that is gone. Which attempt a child is at
+            # the cluster says: where that has lost it, its parent starts it as new.
+            self._tries.see(index, known.attempt + (state is State.RETRYING))
+        blamed = self._blame.cause_for(call, node.parents)
         if state in BAD or state is State.CANCELLED:
-            if state in BAD:
-                self._cancel(step, self.graph.downstream(index), now, index)
-            self._blame.lose(index, index)
+            self._blame.lose(index, blamed or index)
+            self._cancel(step, self.graph.downstream(index), now, blamed or index)
         elif blamed is not None and state is not State.COMPLETED:
             self._cancel(step, [index], now, blamed)
         elif state is not State.COMPLETED or call.is_walked or call.is_final or call.index in self._above:
             # A completed one, too, where it has something to say that the log does not: its value, or its children.
             self._pending.add(index)
             self._elements += "." in index
-            if known is not None and known.attempt and not call.spawned_by:
-                # A wait between two attempts is not held again: it began with the owner that is gone. Which attempt a child
-                # is at the cluster says: where that has lost it, its parent starts it as new.
-                self._tries.see(index, known.attempt + (state is State.RETRYING))
         return index
 
     def _schedule_unresolved(self, step: Step, planned: PlannedCall, now: float) -> None:
