@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from engine.executor import Call, index_of
-from engine.runs import logical
+from engine.runs import index_of_task_run, logical
 from engine.states import Failure, State
 
 _NO_REASON = Failure("Unknown", "the cluster gave no reason")
@@ -47,9 +47,15 @@ class Blame:
             return None
         return next((self._valueless[index] for index in indices if index in self._valueless), None)
 
-    def cause_for(self, call: Call) -> str | None:
-        """The call that is to blame for a value that this one needs and will not have."""
-        return self.cause(logical(index_of(key)) for key in call.dependencies) if self._valueless else None
+    def cause_for(self, call: Call, parents: Iterable[str]) -> str | None:
+        """The call that is to blame for a value that this one needs and will not have.
+
+        A map as a whole stands among its parents (task run ids) alone: one that was never made has no elements to depend on.
+        """
+        if not self._valueless:
+            return None
+        needed = [logical(index_of(key)) for key in call.dependencies]
+        return self.cause([logical(call.index), *needed, *(logical(index_of_task_run(parent)) for parent in parents)])
 
     def verdict(self) -> tuple[State, Failure] | None:
         """What fails the run: the first failure that nobody has dealt with."""

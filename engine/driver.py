@@ -300,7 +300,9 @@ class Driver:
             log_failure(change, driven.context)
             parent = driven.context
             if change.task_run_id is not None and change.attempt and is_sampled(parent):
-                parent = attempt_context(progress.context_of(change.task_run_id, parent), change.task_run_id, change.attempt)
+                parent = attempt_context(
+                    progress.graph.context_of(change.task_run_id, parent), change.task_run_id, change.attempt
+                )
             ends = change.is_flow_run and change.state.is_end
             on_acknowledged: Callable[[], None] | None = functools.partial(self._ended, driven) if ends else None
             if is_decision and on_acknowledged is None:

@@ -67,6 +67,10 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
         """The key on the cluster: deterministic, so that a second owner finds what the first one submitted."""
         return key_of(self.task, self.run_id, self.index)
 
+    def at_attempt(self, attempt: int) -> Call:
+        """The same call for that attempt."""
+        return self if self.attempt == attempt else msgspec.structs.replace(self, attempt=attempt)
+
     @property
     def has_news(self) -> bool:
         """Whether its end is only complete with something about its value."""

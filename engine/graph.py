@@ -5,16 +5,16 @@ A map is one entry until it is known how many elements it has; then its elements
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 import msgspec
 
 from engine.arguments import Dumped, ElementOf, Input, ItemOf, Wiring
 from engine.errors import EngineError, TooManyTasks, WiringError
-from engine.executor import Call, key_of
+from engine.executor import Call, index_of, key_of
 from engine.handles import Handle, MapHandle, element_index
 from engine.planning import PlannedCall, PlannedMap
-from engine.runs import logical, task_run_id_of
+from engine.runs import index_of_task_run, logical, task_run_id_of
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -62,6 +62,8 @@ class Graph:
         #: The parents whose value waits for a child's.
         self._tails: dict[str, list[str]] = {}
         self._lengths: dict[str, int] = {}
+        #: Calls that will never be nodes. What needs them need not wait for them: it is cancelled, too.
+        self._cancelled: set[str] = set()
         #: Maps that cannot be made, and why.
         self.broken: dict[str, EngineError] = {}
 
@@ -167,6 +169,8 @@ class Graph:
         if index in self.maps:
             self.maps[index].is_cancelled = True
             self._growing.pop(index, None)
+        elif index not in self.nodes:
+            self._cancelled.add(index)
         return self._unresolved.pop(index, None)
 
     def downstream(self, index: str) -> list[str]:
@@ -184,6 +188,22 @@ class Graph:
                 reached.setdefault(parent, None)
         reached.pop(index, None)
         return list(reached)
+
+    def with_needed(self, indices: Iterable[str], known: Container[str]) -> list[str]:
+        """These calls and all that they need, without what is ``known``; what is needed by the last comes first."""
+        needed: dict[str, None] = {}
+        stack = list(indices)
+        while stack:
+            index = stack.pop()
+            if index not in needed and index not in known and (node := self.nodes.get(index)) is not None:
+                needed[index] = None
+                stack += [logical(index_of(key)) for key in node.call.dependencies]
+        return list(reversed(needed))
+
+    def context_of(self, task_run_id: str, default: str) -> str:
+        """The span that those of a task run are under."""
+        node = self.nodes.get(logical(index_of_task_run(task_run_id)))
+        return default if node is None else node.call.traceparent
 
     def elements(self, index: str) -> Iterator[str]:
         """Indices of the elements of a map that are nodes."""
@@ -205,7 +225,7 @@ class Graph:
 
     def _is_known(self, taken: Input) -> bool:
         if isinstance(taken, Handle):
-            return taken.index in self.nodes
+            return taken.index in self.nodes or taken.index in self._cancelled
         return not isinstance(taken, MapHandle) or (taken.index in self.maps and self.maps[taken.index].is_whole)
 
     def _measure(self, growing: _Map) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from engine.blame import Blame
 from engine.endings import ending
-from engine.executor import Call, Report, index_of
+from engine.executor import Call, Report
 from engine.failures import failure_of
 from engine.graph import Graph, Node
 from engine.parking import Parking
@@ -19,6 +19,7 @@ from engine.retries import Retry
 from engine.runs import FlowRun, index_of_task_run, logical
 from engine.states import ABSENT, Failure, State, StateChange, later, utc
 from engine.steps import Step
+from engine.tries import Tries
 
 _UPSTREAM = "upstream"
 
@@ -54,13 +55,10 @@ class Progress:
         self._outcome: Outcome | None = None
         #: What the call said that the flow's result is of.
         self._result: Report | None = None
-        #: The current attempt of each call that has had more than one.
-        self._attempts: dict[str, int] = {}
+        self._tries = Tries()
         #: Calls that have not ended, or whose value has not been heard of.
         self._pending: set[str] = set()
         self._submitted: set[str] = set()
-        #: Calls between two attempts: what is heard of them is late.
-        self._waiting: set[str] = set()
         #: Elements of maps among what is pending.
         self._elements = 0
         self._blame = Blame()
@@ -68,6 +66,8 @@ class Progress:
         self._remade: set[str] = set()
         #: Children known from the log alone, and the tasks above them, which have to be heard of again.
         self._orphans, self._above = orphans(run)
+        #: What was heard of calls before they were nodes here: another owner made them, and it is told but once.
+        self._early: dict[str, list[Report]] = {}
 
     @property
     def is_parked(self) -> bool:
@@ -81,6 +81,7 @@ class Progress:
             step.changes.append(self.run.advance(State.RUNNING, now, self._epoch))
         for index, state, failure in failures(self.run):
             self._blame.fail(index, state, failure)
+        self._blame.handle(self.run.handled)
         return step
 
     def plan(self, planned: Sequence[Planned], outcome: Outcome | None, handled: Iterable[str], now: float) -> Step:
@@ -112,26 +113,14 @@ class Progress:
     def report(self, report: Report, now: float) -> Step:
         """Something was heard of a call. Reports may come twice, late, or from an attempt that is over."""
         step = Step()
-        if self.is_ended:
-            return step
-        made = [self.graph.add_child(call) for call in report.spawned if call.index not in self.graph.nodes]
-        index = logical(report.index)
-        node = self.graph.nodes.get(index)
-        if node is not None and self._is_news(index, node, report):
-            self._hear(step, index, node, report)
-        for child in made:
-            self._orphans.discard(child.call.index)
-            self._submitted.add(child.call.index)  # by its parent
-        self._settle(step, made, now)
+        self._take(step, report, now)
         return step
 
     def retry(self, index: str) -> Step:
         """The wait before the next attempt of a call is over."""
-        if self.is_ended or index not in self._waiting:
-            return Step()
-        self._waiting.discard(index)
-        self._attempts[index] = self._attempts.get(index, 1) + 1
-        return Step(submit=(self._with_attempt(index),))
+        again = [] if self.is_ended else self._tries.go_on(index, self.graph, self._pending.__contains__)
+        self._submitted.difference_update(again[:1])
+        return Step(submit=self._calls(again))
 
     def wake(self, index: str, now: float, *, event: bytes | None = None, error: Failure | None = None) -> Step:
         """A sleep is over, an event has been found, or waiting for one is over: without it, or with an error."""
@@ -151,8 +140,32 @@ class Progress:
 
     def resubmit(self) -> Step:
         """The cluster has lost everything: what is pending, and what that needs, once more."""
+        if self.is_ended:
+            return Step()
         self._submitted.clear()
-        return Step() if self.is_ended else Step(submit=self._calls(self._pending - self._waiting))
+        self._early.clear()
+        return Step(submit=self._calls(self._tries.lose(self.graph, self._pending)))
+
+    def _take(self, step: Step, report: Report, now: float) -> None:
+        if self.is_ended:
+            return
+        index = logical(report.index)
+        node = self.graph.nodes.get(index)
+        if node is None:
+            self._early.setdefault(index, []).append(report)
+            return
+        made = [self.graph.add_child(call) for call in report.spawned if call.index not in self.graph.nodes]
+        if self._is_news(index, node, report):
+            self._hear(step, index, node, report)
+        if report.tail and report.index == node.call.index:
+            # Also where its end is no news: only the report says what its value waits for.
+            self.graph.add_tail(index, report.tail)
+            if (lost := self._blame.cause(report.tail)) is not None:
+                self._cancel(step, [index, *self.graph.downstream(index)], report.at, lost)
+        for child in made:
+            self._orphans.discard(child.call.index)
+            self._submitted.add(child.call.index)  # by its parent
+        self._settle(step, made, now)
 
     # --- What can be submitted ------------------------------------------------------------------------------------------
 
@@ -171,6 +184,9 @@ class Progress:
             entered += [self._enter(step, node, now) for node in more]
         if entered:
             step.submit += self._calls([index for index in entered if index in self._pending])
+        for index in entered if self._early else ():
+            for report in self._early.pop(index, ()):
+                self._take(step, report, now)
         self._finish(step, now)
 
     def _enter(self, step: Step, node: Node, now: float) -> str:
@@ -184,20 +200,20 @@ class Progress:
                 self._tell(node, State.SCHEDULED, now, 0, parents=node.parents, map_index=call.map_index, spawned_by=by)
             )
         state = known.state if known is not None else None
-        blamed = self._blame.cause_for(call)
+        if known is not None and known.attempt and not call.spawned_by:
+            # A wait between two attempts is not held again: it began with the owner that is gone. Which attempt a child is at
+            # the cluster says: where that has lost it, its parent starts it as new.
+            self._tries.see(index, known.attempt + (state is State.RETRYING))
+        blamed = self._blame.cause_for(call, node.parents)
         if state in BAD or state is State.CANCELLED:
-            if state in BAD:
-                self._cancel(step, self.graph.downstream(index), now, index)
-            self._blame.lose(index, index)
+            self._blame.lose(index, blamed or index)
+            self._cancel(step, self.graph.downstream(index), now, blamed or index)
         elif blamed is not None and state is not State.COMPLETED:
             self._cancel(step, [index], now, blamed)
         elif state is not State.COMPLETED or call.is_walked or call.is_final or call.index in self._above:
             # A completed one, too, where it has something to say that the log does not: its value, or its children.
             self._pending.add(index)
             self._elements += "." in index
-            if known is not None and known.attempt:
-                # A wait between two attempts is not held again: it began with the owner that is gone.
-                self._attempts[index] = known.attempt + (state is State.RETRYING)
         return index
 
     def _schedule_unresolved(self, step: Step, planned: PlannedCall, now: float) -> None:
@@ -209,51 +225,44 @@ class Progress:
 
     def _calls(self, indices: Iterable[str]) -> tuple[Call, ...]:
         """These calls, and what they need that this owner has not submitted: what the cluster has is attached to."""
-        needed: dict[str, None] = {}
-        stack = list(indices)
-        while stack:
-            index = stack.pop()
-            if index not in needed and index not in self._submitted and (node := self.graph.nodes.get(index)) is not None:
-                needed[index] = None
-                stack += [logical(index_of(key)) for key in node.call.dependencies]
+        needed = self.graph.with_needed(indices, self._submitted)
         self._submitted.update(needed)
-        return tuple(self._with_attempt(index) for index in reversed(needed))
+        return tuple(self.graph.nodes[index].call.at_attempt(self._tries.of(index)) for index in needed)
 
     # --- What becomes of calls ------------------------------------------------------------------------------------------
 
     def _is_news(self, index: str, node: Node, report: Report) -> bool:
-        attempt = self._attempts.get(index, 1)
-        if report.index != node.call.index or report.attempt < attempt:
+        if report.index != node.call.index or self._tries.is_late(index, report.attempt):
             return False
-        if index in self._waiting and report.attempt == attempt:
-            return False
+        if node.call.spawned_by and report.retry_in_seconds is not None and self.run.has_ended(node.task_run_id):
+            return True  # its parent, run again, has started it again and may wait for it
         if index not in self._pending:
             # A result that was told of is gone, and failed when it was made again, while it is still needed.
             is_lost = report.state in BAD and self.run.state_of(node.task_run_id) is State.COMPLETED
             if not is_lost or self._pending.isdisjoint(self.graph.downstream(index)):
                 return False
             self._pending.add(index)
-        if report.attempt > attempt:
+        if report.attempt > self._tries.of(index):
             # Submitted by an owner that died before its RETRYING was on the topic.
-            self._attempts[index] = report.attempt
-            self._waiting.discard(index)
+            self._tries.see(index, report.attempt)
         return True
 
     def _hear(self, step: Step, index: str, node: Node, report: Report) -> None:
-        if report.tail:
-            self.graph.add_tail(index, report.tail)
         self._blame.handle(report.handled)
+        if report.retry_in_seconds is not None:
+            self._tries.see(index, report.attempt)
+            self._tries.wait(index)
+            step.retries.append((index, report.retry_in_seconds))
+            if self.run.has_told_retry(node.task_run_id, report.attempt):
+                return
         if report.started_at and node.call.task and self.run.state_of(node.task_run_id) in (State.SCHEDULED, State.RETRYING):
             step.changes.append(self._tell(node, State.RUNNING, report.started_at, report.attempt, worker=report.worker))
         if report.state is State.COMPLETED:
             self._complete(step, index, node, report)
         elif report.state is State.FAILED and report.retry_in_seconds is not None:
-            if not self.run.has_ended(node.task_run_id):  # else its end was told before its result was lost
-                at, wait_seconds = utc(report.at), report.retry_in_seconds
-                details = {"error": report.error, "next_attempt_at": later(at, wait_seconds), "reason": report.remark}
-                step.changes.append(self._tell(node, State.RETRYING, report.at, report.attempt, **details))
-            self._waiting.add(index)
-            step.retries.append((index, report.retry_in_seconds))
+            at, wait_seconds = utc(report.at), report.retry_in_seconds
+            details = {"error": report.error, "next_attempt_at": later(at, wait_seconds), "reason": report.remark}
+            step.changes.append(self._tell(node, State.RETRYING, report.at, report.attempt, handled=report.handled, **details))
         elif report.state in BAD:
             self._end_badly(step, index, node, report)
 
@@ -263,10 +272,8 @@ class Progress:
             told = self._is_async and report.result is not None
             result = msgspec.Raw(report.result or b"") if told else ABSENT
             details: dict[str, Any] = {"result": result, "length": report.length, "result_ref": report.stored}
+            details["handled"] = report.handled
             step.changes.append(self._tell(node, State.COMPLETED, report.at, report.attempt, reason=report.remark, **details))
-        lost = self._blame.cause(report.tail)
-        if lost is not None:
-            self._cancel(step, [index, *self.graph.downstream(index)], report.at, lost)
         if report.tail and call.has_news and not report.has_value:
             return  # it has returned, but its value waits for its children's: its continuation will tell
         self._leave(index)
@@ -287,7 +294,7 @@ class Progress:
         error = self._blame.fail(index, report.state, report.error)
         self._leave(index)
         if node.call.task and not self.run.has_ended(node.task_run_id):
-            details = {"error": error, "reason": report.remark}
+            details = {"error": error, "reason": report.remark, "handled": report.handled}
             step.changes.append(self._tell(node, report.state, report.at, report.attempt, **details))
         if self._is_heard(node.call):
             step.feeds.append(Feed(index, utc(report.at).timestamp(), report.state, failure=error))
@@ -314,7 +321,7 @@ class Progress:
         if index in self._pending:
             self._pending.discard(index)
             self._elements -= "." in index
-        self._waiting.discard(index)
+        self._tries.leave(index)
 
     def _finish(self, step: Step, now: float) -> None:
         """Make the run's own end once nothing is pending: always its last change."""
@@ -333,17 +340,8 @@ class Progress:
 
     # --- Small parts ----------------------------------------------------------------------------------------------------
 
-    def context_of(self, task_run_id: str, default: str) -> str:
-        """The span that those of a task run are under."""
-        node = self.graph.nodes.get(logical(index_of_task_run(task_run_id)))
-        return default if node is None else node.call.traceparent
-
     def _is_heard(self, call: Call) -> bool:
         return self._is_async and bool(call.task) and not call.spawned_by
-
-    def _with_attempt(self, index: str) -> Call:
-        call, attempt = self.graph.nodes[index].call, self._attempts.get(index, 1)
-        return call if call.attempt == attempt else msgspec.structs.replace(call, attempt=attempt)
 
     def _tell(self, node: Node, state: State, at: float, attempt: int, **details: Any) -> StateChange:
         return self.run.advance_task(node.call.task, node.task_run_id, state, attempt, at, self._epoch, **details)

@@ -62,6 +62,7 @@ class FlowRun:
         "ended",
         "event",
         "flow",
+        "handled",
         "key",
         "offset",
         "parameters",
@@ -96,6 +97,8 @@ class FlowRun:
         self.ended: list[tuple[str, float]] = []
         #: The tasks that the current attempt of the flow has called, by index.
         self.called: dict[str, str] = {}
+        #: Indices of the children whose failure the task that started them has dealt with.
+        self.handled: set[str] = set()
 
     def apply(self, change: StateChange) -> bool:
         """Take in a change read from the state topic; False for one that was taken in before.
@@ -121,6 +124,7 @@ class FlowRun:
             task = self.tasks[task_run_id] = TaskRun()
         task.state = follow(task_run_id, task.state, change.state)
         task.attempt = change.attempt
+        self.handled.update(change.handled)
         if change.state is State.SCHEDULED:
             task.wakes_at = change.wakes_at
             if change.spawned_by is None:
@@ -163,6 +167,13 @@ class FlowRun:
         """The state of one of its task runs; None before it is scheduled."""
         known = self.tasks.get(task_run_id)
         return None if known is None else known.state
+
+    def has_told_retry(self, task_run_id: str, attempt: int) -> bool:
+        """Whether nothing need be told of this failed attempt of a task run: its end was told, or that it waits for another."""
+        task = self.tasks.get(task_run_id)
+        if task is None or task.state is None:
+            return False
+        return task.state.is_end or (task.state is State.RETRYING and task.attempt >= attempt)
 
     def has_ended(self, task_run_id: str) -> bool:
         """Whether one of its task runs has ended."""

@@ -110,6 +110,8 @@ class StateChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     parents: tuple[str, ...] = ()
     #: The task run that started this one, where that was not the flow itself.
     spawned_by: str | None = None
+    #: Indices of the tasks that this one has started and whose failure it has dealt with: they do not fail the run.
+    handled: tuple[str, ...] = ()
 
     #: A JSON object keyed by the flow's parameter names, still encoded; ``ABSENT`` but on a flow run's SCHEDULED.
     parameters: msgspec.Raw = ABSENT

@@ -14,12 +14,15 @@ from engine.errors import (
     DaskUnavailable,
     DeclarationError,
     EngineError,
+    FlowChanged,
     KafkaUnavailable,
     RetryableError,
     SettingsError,
     TaskCrashed,
+    TaskFailed,
     TaskTimeout,
     TerminalError,
+    TooManyTasks,
 )
 
 _SAMPLES = {"str": "some text", "int": 7, "float": 2.5, "bool": True, "float | None": 2.5}
@@ -118,7 +121,22 @@ def test_a_timeout_says_what_became_of_code_that_cannot_be_stopped() -> None:
     assert "the worker process was restarted" in str(TaskTimeout("price", 2.5, is_stuck=True, is_restarted=True))
 
 
-def test_a_crash_is_told_as_it_was_on_the_worker() -> None:
+def test_what_failed_elsewhere_is_told_in_the_words_of_there() -> None:
+    assert str(TaskFailed("ValueError", "bad", "Traceback …")) == "ValueError: bad"
     assert str(TaskCrashed("KilledWorker", "3 workers died while they ran it", "")) == (
         "KilledWorker: 3 workers died while they ran it"
     )
+
+
+def test_a_changed_flow_is_told_with_both_sequences_and_the_way_out() -> None:
+    text = str(FlowChanged("fulfil", "price/0, pay/1", "price/0, weigh/1"))
+    assert "Recorded: price/0, pay/1." in text
+    assert "Now: price/0, weigh/1." in text
+    assert text.endswith(
+        "Give a changed flow a new name while runs are open, and take what may vary (time, chance, files) from tasks."
+    )
+
+
+def test_a_run_that_asks_for_too_much_is_told_the_limit_and_the_setting() -> None:
+    assert "has made 1,000 tasks" in str(TooManyTasks("r", 1_000))
+    assert "max_run_tasks" in str(TooManyTasks("r", 1_000))

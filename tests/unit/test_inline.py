@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from engine.executor import Call, Report, Submission
 from engine.flows import Flow
-from engine.graph import wire
 from engine.inline import InlineExecutor
-from engine.runs import FlowRun
-from engine.states import State, StateChange, utc
+from engine.states import State
 from tests.integration import flows_graphs as flows
+from tests.unit.recorded import RUN_ID, Gone
+from tests.unit.samples import orders
 from tests.waiting import eventually
-
-RUN_ID = "0123456789abcdef" * 2
 
 
 class Under:
@@ -33,7 +33,7 @@ class Under:
     def submit(self, *calls: Call) -> None:
         self.executor.submit([Submission(RUN_ID, 0, 1, calls)])
 
-    def ended(self) -> dict[int, State]:
+    def ended(self) -> dict[str, State]:
         return {report.index: report.state for report in self.reports if report.state is not State.RUNNING}
 
 
@@ -45,37 +45,26 @@ async def under() -> AsyncIterator[Under]:
     await under.executor.close()
 
 
-def calls_of(flow: Flow[..., object], parameters: bytes) -> tuple[Call, ...]:
-    scheduled = StateChange(
-        run_id=RUN_ID,
-        flow=flow.name,
-        state=State.SCHEDULED,
-        seq=0,
-        epoch=0,
-        attempt=0,
-        at=utc(1.5),
-        parameters=msgspec.Raw(parameters),
-    )
-    run = FlowRun(scheduled, 0)
-    trace = f"00-{'1' * 32}-{'2' * 16}-00"
-    return wire(flow, run, traceparent=trace, now=1.0, inline_result_bytes=1_000).calls
+def calls_of(flow: Flow[..., Any], **parameters: Any) -> tuple[Call, ...]:
+    nodes = Gone(flow, **parameters).graph.nodes.values()
+    return tuple(node.call for node in nodes)
 
 
 async def test_calls_wait_for_what_they_need_and_the_result_comes_with_its_report(under: Under) -> None:
-    under.submit(*calls_of(flows.diamond, b'{"value": 5}'))
+    under.submit(*calls_of(flows.diamond, value=5))
     await eventually(lambda: len(under.ended()) == 4)
     assert set(under.ended().values()) == {State.COMPLETED}
     [result] = [report.result for report in under.reports if report.result is not None]
     assert result == b"23"
     order = [(report.index, report.state) for report in under.reports]
-    for index in range(4):
+    for index in "0123":
         assert order.index((index, State.RUNNING)) < order.index((index, State.COMPLETED))
-    assert order.index((0, State.COMPLETED)) < min(order.index((1, State.RUNNING)), order.index((2, State.RUNNING)))
+    assert order.index(("0", State.COMPLETED)) < min(order.index(("1", State.RUNNING)), order.index(("2", State.RUNNING)))
     assert {report.worker for report in under.reports} == {"inline"}
 
 
 async def test_async_tasks_and_composite_results(under: Under) -> None:
-    calls = calls_of(flows.composite, b'{"skus": ["a"]}')
+    calls = calls_of(flows.composite, skus=["a"])
     under.submit(*calls)
     await eventually(lambda: len(under.ended()) == len(calls))
     [result] = [report.result for report in under.reports if report.result is not None]
@@ -83,14 +72,14 @@ async def test_async_tasks_and_composite_results(under: Under) -> None:
 
 
 async def test_what_needs_a_failed_call_does_not_run_and_says_nothing(under: Under) -> None:
-    under.submit(*calls_of(flows.break_down, b'{"value": 1}'))
+    under.submit(*calls_of(flows.break_down, value=1))
     await eventually(lambda: len(under.ended()) == 2)
     await under.executor.close()
-    assert under.ended() == {0: State.FAILED, 2: State.COMPLETED}
+    assert under.ended() == {"0": State.FAILED, "2": State.COMPLETED}
 
 
 async def test_the_same_submission_again_runs_nothing_but_tells_again(under: Under) -> None:
-    calls = calls_of(flows.one, b'{"value": 1}')
+    calls = calls_of(flows.one, value=1)
     under.submit(*calls)
     await eventually(under.ended)
     before = list(under.reports)
@@ -99,17 +88,51 @@ async def test_the_same_submission_again_runs_nothing_but_tells_again(under: Und
     assert under.reports == [*before, before[-1]]
 
 
-async def test_a_forgotten_call_runs_anew(under: Under) -> None:
-    [call] = calls_of(flows.one, b'{"value": 1}')
+async def test_a_call_that_failed_waits_for_its_next_attempt_and_what_needs_it_waits_too(under: Under, tmp_path: Path) -> None:
+    calls = calls_of(flows.persevere, attempt=2, folder=str(tmp_path))
+    under.submit(*calls)
+    await eventually(lambda: under.ended() == {"0": State.FAILED})
+    assert under.reports[-1].retry_in_seconds == 0.05
+    under.submit(calls[0])  # attached to, as by another owner: it is not yet time
+    await eventually(lambda: under.reports[-1] == under.reports[-2])
+    under.submit(msgspec.structs.replace(calls[0], attempt=2))
+    await eventually(lambda: under.ended() == {"0": State.COMPLETED, "1": State.COMPLETED})
+    assert [report.result for report in under.reports if report.result is not None] == [b"4"]
+    assert (tmp_path / "notes").read_text().splitlines() == ["attempt"] * 2
+
+
+async def test_children_run_at_once_and_what_their_parent_returned_is_put_together(under: Under) -> None:
+    under.submit(*calls_of(orders.split, value=5))
+    await eventually(lambda: any(report.result is not None for report in under.reports))
+    [result] = [report for report in under.reports if report.result is not None]
+    assert msgspec.json.decode(result.result or b"") == {"halves": [10, 12], "of": 5}
+    children = [call for report in under.reports for call in report.spawned]
+    assert result.tail == tuple(child.index for child in children)
+    assert set(under.ended()) == {"0", *result.tail}
+
+
+async def test_a_task_that_waits_for_its_child_gives_its_place_up(tmp_path: Path) -> None:
+    under = Under(InlineExecutor(threads=1))  # the child could not run beside its parent
+    await under.executor.start(under.take, lambda: None)
+    under.submit(*calls_of(orders.asked, value=5))
+    await eventually(lambda: any(report.result is not None for report in under.reports))
+    [result] = [report.result for report in under.reports if report.result is not None]
+    assert result == b'[11,"dealt with ValueError: bad value"]'
+    [dealt_with] = [report.handled for report in under.reports if report.handled]
+    assert under.ended()[dealt_with[0]] is State.FAILED
+    await under.executor.close()
+
+
+async def test_a_value_that_stays_can_be_fetched_and_one_that_is_not_there_cannot(under: Under) -> None:
+    [call] = calls_of(flows.one, value=21)
     under.submit(call)
-    await eventually(under.ended)
-    under.executor.forget(RUN_ID, [call.key])
-    under.submit(msgspec.structs.replace(call, attempt=2))
-    await eventually(lambda: under.reports[-1].attempt == 2 and under.reports[-1].state is State.COMPLETED)
+    assert await under.executor.fetch(call) == 42
+    with pytest.raises(LookupError):
+        await under.executor.fetch(msgspec.structs.replace(call, index="9"))
 
 
 async def test_a_released_run_leaves_nothing_and_may_come_again(under: Under) -> None:
-    calls = calls_of(flows.diamond, b'{"value": 1}')
+    calls = calls_of(flows.diamond, value=1)
     under.submit(*calls)
     await eventually(lambda: len(under.ended()) == 4)
     under.executor.release(RUN_ID, 60.0)
@@ -120,8 +143,8 @@ async def test_a_released_run_leaves_nothing_and_may_come_again(under: Under) ->
 
 
 async def test_close_waits_for_the_thread_that_runs_and_leaves_none(under: Under, tmp_path: object) -> None:
-    parameters = msgspec.json.encode({"customer": "Ada", "folder": str(tmp_path), "name": "notes"})
-    under.submit(*calls_of(flows.in_turn, parameters))  # it waits for the file that it writes itself
+    # It waits for the file that it writes itself.
+    under.submit(*calls_of(flows.in_turn, customer="Ada", folder=str(tmp_path), name="notes"))
     await eventually(lambda: under.reports)
     await under.executor.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("engine-inline")]

@@ -252,7 +252,7 @@ def test_the_end_of_a_task_does_not_end_its_run() -> None:
         error = Failure("E", "m") if state is State.FAILED else None
         ledger.read(seq, change(RUN_IDS[0], state, seq, error=error, **fields))
     [run] = ledger
-    assert run.failure == (State.FAILED, Failure("E", "m"))
+    assert (run.state, run.tasks["r/t/0"].error) == (State.SCHEDULED, Failure("E", "m"))
 
 
 def test_changes_of_unknown_runs_say_nothing() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import IllegalTransition
-from engine.runs import FlowRun, run_id_of, task_run_id_of
+from engine.runs import FlowRun, logical, run_id_of, task_run_id_of
 from engine.states import Failure, State, StateChange
 
 RUN_ID = "0" * 32
@@ -41,7 +41,7 @@ def test_a_run_id_is_the_same_in_every_process_and_release() -> None:
 
 
 def test_a_task_run_id_names_run_task_and_call() -> None:
-    assert task_run_id_of("r", "price", 3) == "r/price/3"
+    assert task_run_id_of("r", "price", "3") == "r/price/3"
 
 
 def test_the_record_key_is_the_ordering_key_else_the_run_id() -> None:
@@ -89,13 +89,41 @@ def test_a_change_that_is_no_row_of_the_table_is_refused_and_changes_nothing() -
     assert (run.state, run.seq) == (State.SCHEDULED, 0)
 
 
-def test_the_first_task_that_ends_badly_decides_the_run() -> None:
+def test_how_a_task_has_ended_is_kept_for_the_next_owner_in_the_order_of_the_ends() -> None:
     run = FlowRun(change(State.SCHEDULED, 0), 5)
-    first, second = Failure("ValueError", "one"), Failure("KeyError", "two")
+    last, lost = Failure("ValueError", "one"), Failure("KeyError", "two")
     run.apply(task_change(State.SCHEDULED, 1))
     run.apply(task_change(State.RUNNING, 2, attempt=1))
-    run.apply(task_change(State.RETRYING, 3, attempt=1, error=second))
-    assert run.failure is None  # an attempt is left
-    run.apply(task_change(State.RUNNING, 4, attempt=2))
-    run.apply(task_change(State.FAILED, 5, attempt=2, error=first))
-    assert run.failure == (State.FAILED, first)
+    run.apply(task_change(State.RETRYING, 3, attempt=1, error=lost))
+    assert run.ended == []  # an attempt is left
+    run.advance_task("pay", f"{RUN_ID}/pay/1", State.SCHEDULED, 0, 1.0, 9)
+    run.advance_task("pay", f"{RUN_ID}/pay/1", State.RUNNING, 1, 2.0, 9)
+    run.advance_task("pay", f"{RUN_ID}/pay/1", State.COMPLETED, 1, 3.0, 9, result=msgspec.Raw(b"[7]"), length=1)
+    run.apply(task_change(State.RUNNING, 7, attempt=2))
+    run.apply(task_change(State.FAILED, 8, attempt=2, error=last))
+    assert [task_run_id for task_run_id, _ in run.ended] == [f"{RUN_ID}/pay/1", f"{RUN_ID}/price/0"]
+    failed, paid = run.tasks[f"{RUN_ID}/price/0"], run.tasks[f"{RUN_ID}/pay/1"]
+    assert (failed.state, failed.error, failed.attempt) == (State.FAILED, last, 2)
+    assert (paid.state, paid.result, paid.length) == (State.COMPLETED, b"[7]", 1)
+
+
+def test_what_the_flow_has_called_is_known_by_index_and_a_map_counts_once() -> None:
+    run = FlowRun(change(State.SCHEDULED, 0), 5)
+    run.advance(State.RUNNING, 1.0, 9)
+    for task, index, by in [("a", "0", None), ("b", "1.0", None), ("b", "1.1", None), ("c", "f" * 16, f"{RUN_ID}/a/0")]:
+        run.advance_task(task, f"{RUN_ID}/{task}/{index}", State.SCHEDULED, 0, 1.0, 9, spawned_by=by)
+    assert run.called == {"0": "a", "1": "b"}  # what tasks have started is no call of the flow
+
+
+def test_a_later_attempt_of_the_flow_keeps_what_has_completed_and_makes_the_rest_anew() -> None:
+    run = FlowRun(change(State.SCHEDULED, 0), 5)
+    run.advance(State.RUNNING, 1.0, 9)
+    for index, end in [("0", State.COMPLETED), ("1", State.FAILED)]:
+        for state in (State.SCHEDULED, State.RUNNING, end):
+            run.advance_task("t", f"{RUN_ID}/t/{index}", state, 1, 1.0, 9)
+    assert [run.actual_index("t", index) for index in ("0", "1", "2")] == ["0", "1", "2"]
+    run.advance(State.RETRYING, 2.0, 9)
+    run.advance(State.RUNNING, 3.0, 9)
+    assert [run.actual_index("t", index) for index in ("0", "1", "2")] == ["0", "1~2", "2~2"]
+    assert (logical("1~2"), run.generation(f"{RUN_ID}/t/1~2"), run.generation(f"{RUN_ID}/t/0")) == ("1", 2, 1)
+    assert run.called == {}  # it is gone through anew

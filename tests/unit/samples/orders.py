@@ -11,7 +11,7 @@ from typing import Any, NotRequired, TypedDict
 
 import msgspec
 
-from engine import Attempt, Event, Retry, RetryableError, TerminalError, attempt, fixed, flow, on, task
+from engine import Attempt, EngineError, Event, Retry, RetryableError, TerminalError, attempt, fixed, flow, on, task
 
 
 class Line(msgspec.Struct):
@@ -202,3 +202,72 @@ def is_stuck(told: threading.Event) -> str:
         with contextlib.suppress(BaseException):
             told.wait(30)
     return "after all"
+
+
+@task
+def listing(length: int) -> list[int]:
+    return list(range(length))
+
+
+@task
+def holds_a_lock() -> Any:
+    return threading.Lock()
+
+
+@task
+def splits(value: int) -> Any:
+    """Returns what its children are still at."""
+    return {"halves": [double.spawn(value), double.spawn(value + 1)], "of": value}
+
+
+@task
+async def splits_later(value: int) -> Any:
+    return [double.spawn(value)]
+
+
+@task
+def drops(value: int) -> str:
+    double.spawn(value)
+    return "dropped"
+
+
+@task
+def asks(value: int) -> int:
+    """Waits for its child."""
+    got: int = double.spawn(value).result()
+    return got + 1
+
+
+@task
+def asks_for_trouble() -> str:
+    """Waits for a child that fails, and deals with it."""
+    try:
+        raises.spawn("value").result()
+    except EngineError as error:
+        return f"dealt with {error}"
+    return "nothing"
+
+
+@task
+def maps(length: int) -> Any:
+    return total.spawn(add.map(listing.spawn(length), right=10))
+
+
+@flow(on("orders"))
+def split(value: int) -> Any:
+    return splits(value)
+
+
+@flow(on("orders"))
+def asked(value: int) -> Any:
+    return [asks(value), asks_for_trouble()]
+
+
+@flow(on("orders"))
+def mapped(length: int) -> Any:
+    return total(add.map(double.map(listing(length)), listing(length)))
+
+
+@flow(on("orders"))
+def mapped_in_task(length: int) -> Any:
+    return maps(length)
