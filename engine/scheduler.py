@@ -239,6 +239,11 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def _evict(self, task: TaskState) -> None:
         """Somebody outside has kept it from an earlier run of this id; where Dask has a result, it runs nothing."""
+        for dependent in list(task.dependents):
+            if dependent.state in ("memory", "erred"):
+                self._unlink(dependent, task)
+            else:
+                self._evict(dependent)  # it waits for what will not be there: as long as it does, Dask keeps the old result
         for client in [state.client_key for state in task.who_wants or ()]:
             self.scheduler.client_releases_keys([task.key], client)
             comm = self.scheduler.client_comms.get(client)

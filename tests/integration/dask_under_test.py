@@ -13,6 +13,7 @@ from typing import Any
 from distributed import Client, Scheduler
 
 from engine.dask_processes import WORKER_PREFIX, DaskProcesses
+from engine.executor import run_of
 from engine.processes import ChildProcess, Children
 from engine.scheduler import NAME
 
@@ -134,9 +135,16 @@ async def scheduler_holds(address: str) -> dict[str, list[str]]:
 
 def _look(dask_scheduler: Scheduler) -> dict[str, list[str]]:
     wanted = {client: state.wants_what for client, state in dask_scheduler.clients.items()}
+    attached = {run_of(str(task.key)) for client, tasks in wanted.items() if client.startswith("Client") for task in tasks}
+    plugin = dask_scheduler.plugins[NAME]
+    queues = dask_scheduler.extensions["queues"]
     return {
         "tasks": [str(key) for key in dask_scheduler.tasks],
         "clients": [client for client in wanted if client != "fire-and-forget"],
         "variables": list(dask_scheduler.extensions["variables"].variables),
-        "runs": list(dask_scheduler.plugins[NAME]._runs),
+        "queues": [*queues.queues, *queues.client_refcount, *(f"{name} {key}" for name, key in queues.future_refcount)],
+        "runs": [*plugin._runs, *plugin._kept],
+        "awaited": list(plugin._awaited),
+        # Runs whose futures somebody's client has.
+        "attached": sorted(run_id for run_id in attached if run_id),
     }
