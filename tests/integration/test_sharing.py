@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, Future, Variable
+from distributed import Client, Variable
 
 import engine
 from engine.arguments import dump
