@@ -30,14 +30,14 @@ def child_environment(**more: str) -> dict[str, str]:
 class Dask:
     """A scheduler and workers; a worker that dies is started again."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str], workers: int = 2) -> None:
+    def __init__(self, directory: Path, environment: Mapping[str, str], workers: int = 2, threads: int = 2) -> None:
         self.children = Children(directory / "logs", self._ended)
         self.processes = DaskProcesses(
             self.children,
             directory,
             environment,
             workers=workers,
-            threads_per_worker=2,
+            threads_per_worker=threads,
             worker_memory_limit="1GiB",
             scheduler_arguments=(),
             worker_arguments=(),
@@ -88,9 +88,11 @@ class Dask:
 
 
 @asynccontextmanager
-async def dask_of_ones_own(directory: Path, environment: Mapping[str, str], workers: int = 2) -> AsyncIterator[Dask]:
+async def dask_of_ones_own(
+    directory: Path, environment: Mapping[str, str], workers: int = 2, threads: int = 2
+) -> AsyncIterator[Dask]:
     """Gives a Dask that this test may kill."""
-    dask = Dask(directory, environment, workers)
+    dask = Dask(directory, environment, workers, threads)
     try:
         await dask.start()
         yield dask
@@ -101,11 +103,11 @@ async def dask_of_ones_own(directory: Path, environment: Mapping[str, str], work
 class SharedDask:
     """A Dask that outlives the loop of a single test: it is watched from a thread with a loop of its own."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str], workers: int = 2) -> None:
+    def __init__(self, directory: Path, environment: Mapping[str, str], workers: int = 2, threads: int = 2) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="dask-under-test")
         self._thread.start()
-        self._dask = Dask(directory, environment, workers)
+        self._dask = Dask(directory, environment, workers, threads)
         try:
             self._do(self._dask.start())
         except BaseException:
