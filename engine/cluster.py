@@ -74,7 +74,11 @@ class Cluster:
     def own(self, partition: int, epoch: int) -> None:
         """See engine.executor.Executor."""
         self._owned[partition] = epoch
-        self._send({"op": "engine-own", "app": self._app, "partition": partition, "epoch": epoch})
+        self._send(self._owning(partition, epoch))
+
+    def _owning(self, partition: int, epoch: int) -> dict[str, Any]:
+        op = {"op": "engine-own", "app": self._app, "partition": partition, "epoch": epoch}
+        return op | {"max_run_tasks": self._max_run_tasks}
 
     def submit(self, submissions: Sequence[Submission]) -> None:
         """All calls of all submissions in one message to the scheduler; very wide graphs in a few."""
@@ -141,7 +145,7 @@ class Cluster:
         except (OSError, TimeoutError, ValueError, ImportError) as error:
             raise DaskUnavailable(self.address, f"{error}") from error
         try:
-            await client.register_plugin(RunsPlugin(self._max_run_tasks))
+            await client.register_plugin(RunsPlugin())
             await client.register_plugin(ReportPlugin(self._modules))
             if self._results:
                 await client.register_plugin(ResultsPlugin(self._app, self._results, self._max_result_bytes))
@@ -166,7 +170,7 @@ class Cluster:
         # distributed keeps the last thousand messages for those who debug it: of ours that would be as many graphs.
         self._comm.recent_message_log = deque(maxlen=1)
         for partition, epoch in self._owned.items():
-            self._send({"op": "engine-own", "app": self._app, "partition": partition, "epoch": epoch})
+            self._send(self._owning(partition, epoch))
         self.trouble = ""
         self._is_lost = False
 

@@ -167,8 +167,16 @@ class DaskGraph:
     def evict(self, key: str) -> None:
         """Somebody outside has kept it from an earlier run of this id; where Dask has a result, it runs nothing."""
         task = self._scheduler.tasks.get(key)
-        if task is None or task.state not in ("memory", "erred"):
-            return
+        if task is not None and task.state in ("memory", "erred"):
+            self._evict(task)
+
+    def _evict(self, task: TaskState) -> None:
+        for dependent in list(task.dependents):
+            if dependent.state in ("memory", "erred"):
+                _unlink(dependent, task)
+            else:  # it waits for what will not be there: as long as it does, Dask keeps the old result
+                self._evict(dependent)
+        key = task.key
         for client in [state.client_key for state in task.who_wants or ()]:
             self._scheduler.client_releases_keys([key], client)
             comm = self._scheduler.client_comms.get(client)

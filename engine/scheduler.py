@@ -1,7 +1,7 @@
 """What runs inside Dask's scheduler: the plugin that holds runs, refuses stale owners and passes reports on.
 
 With the other rooms of the cluster the only importer of distributed. Everything happens in the scheduler's event loop,
-in the order in which messages of one stream arrive: own, hold, update-graph, forget, release.
+in the order in which messages of one stream arrive: own, submit, release.
 """
 
 from __future__ import annotations
@@ -61,11 +61,12 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
     name = NAME
     idempotent = True
 
-    def __init__(self, max_children: int = 100_000) -> None:
+    def __init__(self) -> None:
         self.scheduler: Scheduler
         #: Tells an engine whether it talks to the scheduler it knows.
         self.token = ""
-        self._max_children = max_children
+        #: How many tasks a run of each app may have.
+        self._limits: dict[str, int] = {}
         self._owners: dict[tuple[str, int], tuple[int, str]] = {}
         self._runs: dict[str, _Held] = {}
         #: Results of ended runs that stay for a while: their keys, and the timers that end it.
@@ -120,9 +121,10 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self.scheduler.client_desires_keys(keys, client)
         return {"keys": sorted(keys), "shared": held.shared if held.shared in keys else None}
 
-    def own(self, client: str, app: str, partition: int, epoch: int) -> None:
-        """``client`` drives the partition from ``epoch`` on."""
+    def own(self, client: str, app: str, partition: int, epoch: int, max_run_tasks: int = 100_000) -> None:
+        """``client`` drives the partition from ``epoch`` on; a run of the app may have so many tasks."""
         slot = (app, partition)
+        self._limits[app] = max_run_tasks
         latest, _ = self._owners.get(slot, (-1, ""))
         if epoch < latest:
             self._tell(client, REFUSED, [partition, epoch, latest])
@@ -281,9 +283,10 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         for call in report.spawned:
             if call.index in held.keys:
                 continue
-            if len(held.keys) >= self._max_children:
+            limit = self._limits.get(held.slot[0], 0)
+            if len(held.keys) >= limit:
                 call = msgspec.structs.replace(  # noqa: PLW2901 - it is let in, to fail with a clear error
-                    call, function="engine.spawning:refuse", arguments=dump(((self._max_children,), {}), "", "").data
+                    call, function="engine.spawning:refuse", arguments=dump(((limit,), {}), "", "").data
                 )
                 call = msgspec.structs.replace(call, dependencies=(), places=())  # noqa: PLW2901
             new.append(call)

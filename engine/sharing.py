@@ -30,9 +30,9 @@ _COLLECT = "result"
 class Attached:
     """The futures of a run, as far as its calls were submitted when it was looked at (``refresh`` looks again).
 
-    While it is open, the cluster keeps the results, also when the run has ended. A future of a task that is retried shows
-    each attempt's failure, and is pending again when the next attempt is submitted; what you submit on top of it fails
-    with the attempt. Closing frees all futures that it gave out.
+    While it is open, the cluster keeps the results, also when the run has ended. A future of a task that is tried again is
+    pending until its last attempt has ended, and so is what you submit on top of it. Closing frees all futures that it
+    gave out.
     """
 
     def __init__(self, client: Client, run_id: str, *, owns_client: bool) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from distributed import Client, Scheduler
 
 from engine.dask_processes import WORKER_PREFIX, DaskProcesses
+from engine.executor import run_of
 from engine.processes import ChildProcess, Children
 from engine.scheduler import NAME
 
@@ -29,14 +30,14 @@ def child_environment(**more: str) -> dict[str, str]:
 class Dask:
     """A scheduler and workers; a worker that dies is started again."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str], workers: int = 2) -> None:
+    def __init__(self, directory: Path, environment: Mapping[str, str], workers: int = 2, threads: int = 2) -> None:
         self.children = Children(directory / "logs", self._ended)
         self.processes = DaskProcesses(
             self.children,
             directory,
             environment,
             workers=workers,
-            threads_per_worker=2,
+            threads_per_worker=threads,
             worker_memory_limit="1GiB",
             scheduler_arguments=(),
             worker_arguments=(),
@@ -87,9 +88,11 @@ class Dask:
 
 
 @asynccontextmanager
-async def dask_of_ones_own(directory: Path, environment: Mapping[str, str], workers: int = 2) -> AsyncIterator[Dask]:
+async def dask_of_ones_own(
+    directory: Path, environment: Mapping[str, str], workers: int = 2, threads: int = 2
+) -> AsyncIterator[Dask]:
     """Gives a Dask that this test may kill."""
-    dask = Dask(directory, environment, workers)
+    dask = Dask(directory, environment, workers, threads)
     try:
         await dask.start()
         yield dask
@@ -100,11 +103,11 @@ async def dask_of_ones_own(directory: Path, environment: Mapping[str, str], work
 class SharedDask:
     """A Dask that outlives the loop of a single test: it is watched from a thread with a loop of its own."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str], workers: int = 2) -> None:
+    def __init__(self, directory: Path, environment: Mapping[str, str], workers: int = 2, threads: int = 2) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="dask-under-test")
         self._thread.start()
-        self._dask = Dask(directory, environment, workers)
+        self._dask = Dask(directory, environment, workers, threads)
         try:
             self._do(self._dask.start())
         except BaseException:
@@ -134,9 +137,16 @@ async def scheduler_holds(address: str) -> dict[str, list[str]]:
 
 def _look(dask_scheduler: Scheduler) -> dict[str, list[str]]:
     wanted = {client: state.wants_what for client, state in dask_scheduler.clients.items()}
+    attached = {run_of(str(task.key)) for client, tasks in wanted.items() if client.startswith("Client") for task in tasks}
+    plugin = dask_scheduler.plugins[NAME]
+    queues = dask_scheduler.extensions["queues"]
     return {
         "tasks": [str(key) for key in dask_scheduler.tasks],
         "clients": [client for client in wanted if client != "fire-and-forget"],
         "variables": list(dask_scheduler.extensions["variables"].variables),
-        "runs": list(dask_scheduler.plugins[NAME]._runs),
+        "queues": [*queues.queues, *queues.client_refcount, *(f"{name} {key}" for name, key in queues.future_refcount)],
+        "runs": [*plugin._runs, *plugin._kept],
+        "awaited": list(plugin._awaited),
+        # Runs whose futures somebody's client has.
+        "attached": sorted(run_id for run_id in attached if run_id),
     }

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import structlog
 from distributed import Client, Variable
 
-from engine import cluster as cluster_module
 from engine.cluster import Cluster, in_process
+from engine.errors import DaskUnavailable
 from engine.executor import Call, Report, Submission
 from engine.flows import Flow
-from engine.graph import wire
+from engine.planning import Limits
+from engine.progress import Progress
+from engine.recording import Recording
 from engine.runs import FlowRun
 from engine.scheduler import NAME
 from engine.states import State, StateChange, utc
@@ -42,10 +45,10 @@ class Owner:
         self.epoch = epoch
         self.cluster.own(0, epoch)
 
-    def submit(self, calls: Sequence[Call], run_id: str = RUN_ID) -> None:
-        self.cluster.submit([Submission(run_id, 0, self.epoch, tuple(calls))])
+    def submit(self, calls: Sequence[Call], run_id: str = RUN_ID, *, is_anew: bool = False) -> None:
+        self.cluster.submit([Submission(run_id, 0, self.epoch, tuple(calls), is_anew)])
 
-    def ended(self) -> dict[int, State]:
+    def ended(self) -> dict[str, State]:
         return {report.index: report.state for report in self.reports if report.state is not State.RUNNING}
 
     def _hear(self, reports: Sequence[Report]) -> None:
@@ -88,8 +91,12 @@ def calls_of(flow: Flow[..., Any], parameters: bytes, run_id: str = RUN_ID) -> t
         at=utc(1.5),
         parameters=msgspec.Raw(parameters),
     )
+    run = FlowRun(scheduled, 0)
     trace = f"00-{'1' * 32}-{'2' * 16}-00"
-    return wire(flow, FlowRun(scheduled, 0), traceparent=trace, now=1.0, inline_result_bytes=1_000).calls
+    advance = Recording(flow, run, trace, 1.0, Limits(1_000, 100_000)).start()
+    progress = Progress(run, 1, window=100_000)
+    progress.begin(1.0)
+    return progress.plan(advance.planned, advance.outcome, (), 1.0).submit
 
 
 async def test_all_is_held_until_it_is_released(owners: Owners) -> None:
@@ -134,7 +141,7 @@ async def test_a_run_of_the_same_id_runs_anew_where_the_first_has_left_its_resul
     owner.cluster.release(RUN_ID, 600.0)
     owner.reports.clear()
     owner.submit(calls)
-    await eventually(lambda: owner.ended() == {0: State.COMPLETED})
+    await eventually(lambda: owner.ended() == {"0": State.COMPLETED})
 
 
 async def test_a_new_owner_hears_what_the_first_one_missed(owners: Owners) -> None:
@@ -143,7 +150,7 @@ async def test_a_new_owner_hears_what_the_first_one_missed(owners: Owners) -> No
     first.submit(calls)
     await eventually(lambda: len(first.ended()) == 2)
     second = await owners.start(2)
-    second.submit(calls)
+    second.submit(calls, is_anew=True)
     await eventually(lambda: len(second.ended()) == 2)
     assert second.ended() == first.ended()
     ran = {(report.index, report.started_at) for owner in (first, second) for report in owner.reports if report.started_at}
@@ -185,7 +192,6 @@ async def test_a_stale_owner_disturbs_no_run_of_the_current_one(owners: Owners) 
     current.submit(calls)
     await eventually(current.ended)
     stale.submit(calls)
-    stale.cluster.forget(RUN_ID, [call.key for call in calls])
     stale.cluster.release(RUN_ID, 0.0)
     other = "f" * 32
     stale.own(3)  # comes after the others on the same stream
@@ -196,14 +202,18 @@ async def test_a_stale_owner_disturbs_no_run_of_the_current_one(owners: Owners) 
     assert calls[0].key in held["tasks"]
 
 
-async def test_an_attempt_that_is_forgotten_can_be_made_again(owners: Owners) -> None:
+async def test_a_failed_attempt_waits_until_the_next_one_is_submitted(owners: Owners, tmp_path: Path) -> None:
     owner = await owners.start(1)
-    [call] = calls_of(flows.one, b'{"value": 1}')
-    owner.submit([call])
-    await eventually(owner.ended)
-    owner.cluster.forget(RUN_ID, [call.key])
-    owner.submit([msgspec.structs.replace(call, attempt=2)])
-    await eventually(lambda: owner.reports[-1].attempt == 2 and owner.reports[-1].state is State.COMPLETED)
+    calls = calls_of(flows.persevere, msgspec.json.encode({"attempt": 2, "folder": str(tmp_path)}))
+    owner.submit(calls)
+    await eventually(lambda: any(report.retry_in_seconds for report in owner.reports))
+    owner.submit(calls)  # the same attempt again, as after a change of owner, wakes nobody
+    held = await scheduler_holds(owners.address)
+    assert {call.key for call in calls} <= set(held["tasks"])
+    assert len((tmp_path / "notes").read_text().splitlines()) == 1
+    owner.submit([msgspec.structs.replace(calls[0], attempt=2)])
+    await eventually(lambda: owner.ended() == {"0": State.COMPLETED, "1": State.COMPLETED})
+    assert [report.result for report in owner.reports if report.result] == [b"4"]
 
 
 async def test_a_wide_graph_goes_in_pieces(owners: Owners) -> None:
@@ -214,31 +224,14 @@ async def test_a_wide_graph_goes_in_pieces(owners: Owners) -> None:
     assert result == b"3002"
 
 
-class Unreadable:
-    """A graph that no scheduler can read."""
-
-    def __init__(self, tasks: dict[str, Any]) -> None:
-        self.tasks = tasks
-
-    def __reduce__(self) -> Any:
-        return _cannot, ()
-
-
-def _cannot() -> NoReturn:
-    raise TypeError("of another release")
-
-
-async def test_a_scheduler_that_cannot_read_a_graph_is_trouble_that_says_so(
+async def test_a_scheduler_of_another_release_is_named_rather_than_used(
     owners: Owners, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner = await owners.start(1)
-    with monkeypatch.context() as patch:
-        patch.setattr(cluster_module, "SubmittedGraph", Unreadable)
-        owner.submit(calls_of(flows.one, b'{"value": 1}'))
-        await eventually(lambda: owner.cluster.trouble)
-    assert "cannot read what is submitted" in owner.cluster.trouble
-    assert owners.address in owner.cluster.trouble
-    assert owner.reports == []
+    """What is submitted could not be read there."""
+    monkeypatch.setattr("engine.cluster.VERSION", "99.0")
+    with pytest.raises(DaskUnavailable, match=r"release .* of the engine, this process 99\.0") as raised:
+        await owners.start(1)
+    assert owners.address in str(raised.value)
 
 
 async def test_a_failed_task_is_no_trouble_of_the_cluster(owners: Owners) -> None:

@@ -142,7 +142,9 @@ class TestOuterContract:
             "topic": event.topic,
             "partition": event.partition,
             "offset": event.offset,
+            "at": origin["at"],
         }
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", origin["at"])
         assert (end["state"], end["result"]) == ("COMPLETED", 3)
 
     async def test_the_end_of_a_failed_run_carries_its_error(self, apps: Apps) -> None:
