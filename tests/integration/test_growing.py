@@ -38,7 +38,7 @@ class TestMaps:
         app = await apps.start(flows.stages)
         id = await app.send("stages", {"number": 8, "folder": str(tmp_path)})
         others = [n for n in range(8) if n != 3]
-        await eventually(lambda: {f"third {n}" for n in others} <= set(notes(tmp_path)))
+        await eventually(lambda: {f"third {n + 100}" for n in others} <= set(notes(tmp_path)))
         assert "first 3" not in notes(tmp_path), "one is in its first stage while the others have left their third"
         (tmp_path / "go").touch()
         run = await app.run("stages", id)
