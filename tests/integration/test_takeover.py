@@ -29,7 +29,9 @@ S = State
 
 
 @asynccontextmanager
-async def engine_process(settings: Settings, log_file: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+async def engine_process(
+    settings: Settings, log_file: Path, handlers: str = "tests.integration.flows_takeover"
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """``engine run`` with these settings; gives the process when it is ready, kills it if it still runs in the end."""
     environment = child_environment(
         TESTED_PREFIX=f"{settings.app}.",
@@ -40,7 +42,7 @@ async def engine_process(settings: Settings, log_file: Path) -> AsyncIterator[as
     arguments = ("--app", settings.app, "--kafka", settings.kafka, "--dask", settings.dask, "--http", "127.0.0.1:0")
     with log_file.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "engine", "run", "tests.integration.flows_takeover", *arguments, "--json"),
+            *(sys.executable, "-m", "engine", "run", handlers, *arguments, "--json"),
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
             cwd=ROOT,
