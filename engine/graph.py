@@ -200,6 +200,12 @@ class Graph:
                 stack += [logical(index_of(key)) for key in node.call.dependencies]
         return list(reversed(needed))
 
+    def name_of(self, index: str) -> str:
+        """The id of the task run at that index; a map stands as ``run/task/index``."""
+        node = self.nodes.get(index)
+        task = self.maps[index].planned.call.task if index in self.maps else ""
+        return task_run_id_of(self.run_id, task, index) if node is None else node.task_run_id
+
     def context_of(self, task_run_id: str, default: str) -> str:
         """The span that those of a task run are under."""
         node = self.nodes.get(logical(index_of_task_run(task_run_id)))

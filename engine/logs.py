@@ -51,7 +51,7 @@ def configure(*, level: str = "INFO", as_json: bool | None = None) -> None:
 
 def log_failure(change: StateChange, traceparent: str) -> None:
     """Say that a run or a task run failed, if ``change`` says so; all else is on the state topic for those who ask."""
-    if change.error is None:
+    if change.error is None or change.cause is not None:
         return
     what = "flow run" if change.is_flow_run else "task run"
     fields = run_fields(change.run_id, change.flow, traceparent, change.task)

@@ -14,9 +14,9 @@ from engine.failures import failure_of
 from engine.graph import Graph, Node
 from engine.parking import Parking
 from engine.planning import Feed, Outcome, Planned, PlannedCall, PlannedEnd, PlannedMap, PlannedWait
-from engine.recovery import BAD, failures, orphans
+from engine.recovery import BAD, above_open_children, failures
 from engine.retries import Retry
-from engine.runs import FlowRun, index_of_task_run, logical
+from engine.runs import FlowRun, logical
 from engine.states import ABSENT, Failure, State, StateChange, later, utc
 from engine.steps import Step
 from engine.tries import Tries
@@ -64,8 +64,8 @@ class Progress:
         self._blame = Blame()
         #: Calls whose value was lost after it had been told of.
         self._remade: set[str] = set()
-        #: Children known from the log alone, and the tasks above them, which have to be heard of again.
-        self._orphans, self._above = orphans(run)
+        #: The tasks above open children that are known from the log: they have to be heard of again.
+        self._above = above_open_children(run)
         #: What was heard of calls before they were nodes here: another owner made them, and it is told but once.
         self._early: dict[str, list[Report]] = {}
 
@@ -163,7 +163,6 @@ class Progress:
             if (lost := self._blame.cause(report.tail)) is not None:
                 self._cancel(step, [index, *self.graph.downstream(index)], report.at, lost)
         for child in made:
-            self._orphans.discard(child.call.index)
             self._submitted.add(child.call.index)  # by its parent
         self._settle(step, made, now)
 
@@ -309,12 +308,13 @@ class Progress:
             if node is None and planned is not None:
                 node = Node(planned.call, self.graph.task_run_id(planned.call.task, index))
             self._leave(index)
-            if node is None or not node.call.task:
-                continue
-            if (known := self.run.tasks.get(node.task_run_id)) is not None and not self.run.has_ended(node.task_run_id):
-                step.changes.append(self._tell(node, State.CANCELLED, at, known.attempt, reason=_UPSTREAM))
+            known = None if node is None else self.run.tasks.get(node.task_run_id)
+            if node is None or known is None or self.run.has_ended(node.task_run_id):
+                continue  # no task, or told before
+            state, failure = self._blame.why(cause)
+            blamed = {"error": failure, "cause": self.graph.name_of(cause)} if self._is_heard(node.call) else {}
+            step.changes.append(self._tell(node, State.CANCELLED, at, known.attempt, reason=_UPSTREAM, **blamed))
             if self._is_heard(node.call):
-                state, failure = self._blame.why(cause)
                 step.feeds.append(Feed(index, utc(at).timestamp(), state, failure=failure, cause=cause))
 
     def _leave(self, index: str) -> None:
@@ -328,11 +328,12 @@ class Progress:
         outcome = self._outcome
         if self.is_ended or outcome is None or self._pending or len(self.parking) or not self.graph.is_whole:
             return
-        for task_run_id, task in self.run.tasks.items() if self._orphans else ():
-            if index_of_task_run(task_run_id) in self._orphans:
-                # From an earlier owner's time; its parent, run again, has not started it again.
+        for task_run_id, task in self.run.tasks.items():
+            if task.state is not None and not task.state.is_end:
+                # From an earlier owner's time; what was run again has not come to it, or has not started it again.
                 told = (task_run_id.split("/")[1], task_run_id, State.CANCELLED, task.attempt, now, self._epoch)
-                step.changes.append(self.run.advance_task(*told, reason="not started again"))
+                reason = _UPSTREAM if task.spawned_by is None else "not started again"
+                step.changes.append(self.run.advance_task(*told, reason=reason))
         self.is_ended = True
         end = ending(self.run, outcome, self._blame.verdict(), self._result, self._retry, now)
         step.changes.append(self.run.advance(end.state, now, self._epoch, **end.details))

@@ -19,7 +19,12 @@ def heard(run: FlowRun) -> list[Feed]:
         task = run.tasks[task_run_id]
         if task.spawned_by is None and task.state is not None and _is_current(run, task_run_id, task):
             index = logical(index_of_task_run(task_run_id))
-            feeds.append(Feed(index, at, task.state, task.result, task.error, length=task.length))
+            if task.cause is None:
+                feeds.append(Feed(index, at, task.state, task.result, task.error, length=task.length))
+                continue
+            state = run.state_of(task.cause)
+            cause = logical(index_of_task_run(task.cause))
+            feeds.append(Feed(index, at, state if state in BAD else State.FAILED, failure=task.error, cause=cause))
     return feeds
 
 
@@ -31,20 +36,18 @@ def failures(run: FlowRun) -> Iterator[tuple[str, State, Failure]]:
             yield logical(index_of_task_run(task_run_id)), task.state, task.error
 
 
-def orphans(run: FlowRun) -> tuple[set[str], set[str]]:
-    """Indices of the open children, and of the tasks above them: those have to be heard of again to go on with these."""
-    children: set[str] = set()
+def above_open_children(run: FlowRun) -> set[str]:
+    """Indices of the tasks above open children: they have to be heard of again to go on with these."""
     above: set[str] = set()
-    for task_run_id, task in run.tasks.items():
+    for task in run.tasks.values():
         if task.spawned_by is None or (task.state is not None and task.state.is_end):
             continue
-        children.add(index_of_task_run(task_run_id))
         parent: str | None = task.spawned_by
         while parent is not None and (index := index_of_task_run(parent)) not in above:
             above.add(index)
             known = run.tasks.get(parent)
             parent = known.spawned_by if known is not None else None
-    return children, above
+    return above
 
 
 def _is_current(run: FlowRun, task_run_id: str, task: TaskRun) -> bool:

@@ -40,12 +40,14 @@ def index_of_task_run(task_run_id: str) -> str:
 class TaskRun:
     """What is known of one task run."""
 
-    __slots__ = ("attempt", "error", "length", "result", "spawned_by", "state", "wakes_at")
+    __slots__ = ("attempt", "cause", "error", "length", "result", "spawned_by", "state", "wakes_at")
 
     def __init__(self) -> None:
         self.state: State | None = None
         self.attempt = 0
         self.error: Failure | None = None
+        #: The task run that is to blame, where that is another one.
+        self.cause: str | None = None
         #: Its encoded value, where it was told (to an async flow).
         self.result: bytes | None = None
         self.length: int | None = None
@@ -134,6 +136,7 @@ class FlowRun:
         elif change.state.is_end:
             self.ended.append((task_run_id, change.at.timestamp()))
             task.error = change.error
+            task.cause = change.cause
             task.length = change.length
             if change.result is not ABSENT:
                 task.result = bytes(change.result)

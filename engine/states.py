@@ -112,6 +112,8 @@ class StateChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     spawned_by: str | None = None
     #: Indices of the tasks that this one has started and whose failure it has dealt with: they do not fail the run.
     handled: tuple[str, ...] = ()
+    #: Of a CANCELLED that an async flow hears of: the task run whose failure, in ``error``, is behind it.
+    cause: str | None = None
 
     #: A JSON object keyed by the flow's parameter names, still encoded; ``ABSENT`` but on a flow run's SCHEDULED.
     parameters: msgspec.Raw = ABSENT

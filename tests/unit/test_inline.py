@@ -13,6 +13,7 @@ import pytest
 from engine.executor import Call, Report, Submission
 from engine.flows import Flow
 from engine.inline import InlineExecutor
+from engine.parcels import Outcome
 from engine.states import State
 from tests.integration import flows_graphs as flows
 from tests.unit.recorded import RUN_ID, Gone
@@ -27,8 +28,20 @@ class Under:
         self.executor = executor
         self.reports: list[Report] = []
 
-    def take(self, reports: Sequence[Report]) -> None:
+    def on_reports(self, reports: Sequence[Report]) -> None:
         self.reports += reports
+
+    def on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        raise NotImplementedError
+
+    def on_deaths(self, run_ids: Sequence[str], reason: str) -> None:
+        raise NotImplementedError
+
+    def on_refused(self, parcel_id: str) -> None:
+        raise NotImplementedError
+
+    def on_reset(self) -> None:
+        raise NotImplementedError
 
     def submit(self, *calls: Call) -> None:
         self.executor.submit([Submission(RUN_ID, 0, 1, calls)])
@@ -40,7 +53,7 @@ class Under:
 @pytest.fixture
 async def under() -> AsyncIterator[Under]:
     under = Under(InlineExecutor())
-    await under.executor.start(under.take, lambda: None)
+    await under.executor.start(under)
     yield under
     await under.executor.close()
 
@@ -113,7 +126,7 @@ async def test_children_run_at_once_and_what_their_parent_returned_is_put_togeth
 
 async def test_a_task_that_waits_for_its_child_gives_its_place_up(tmp_path: Path) -> None:
     under = Under(InlineExecutor(threads=1))  # the child could not run beside its parent
-    await under.executor.start(under.take, lambda: None)
+    await under.executor.start(under)
     under.submit(*calls_of(orders.asked, value=5))
     await eventually(lambda: any(report.result is not None for report in under.reports))
     [result] = [report.result for report in under.reports if report.result is not None]

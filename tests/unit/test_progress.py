@@ -187,15 +187,6 @@ class TestRetries:
         assert driven.retry(0) == [("0", 2)]
         assert driven.retry(1) == [("1", 2)]
 
-    def test_a_cluster_that_lost_everything_does_not_cut_a_wait_short(self) -> None:
-        driven = Driven(dag((), (0,), (), returns=1))
-        driven.hear(0, FAILED, retry_in_seconds=2.0)
-        # What needs it goes with it, at the attempt that has failed: the cluster has lost the gate, too.
-        submitted = {(call.index, call.attempt) for call in driven.progress.resubmit().submit}
-        assert ("2", 1) in submitted
-        assert ("0", 2) not in submitted
-        assert ("0", 2) in driven.retry(0)
-
     def test_a_retry_beside_a_failure_submits_nothing_that_failed(self) -> None:
         driven = Driven(dag((), (), collect=(0, 1)))
         driven.hear(1, FAILED, retry_in_seconds=2.0)
@@ -486,6 +477,89 @@ class TestChildrenOfAnotherOwner:
         second = Driven(ONE, first.told)
         assert second.hear(0, COMPLETED, attempt=2, result=b"1")[-1] == "run COMPLETED"
 
+    def test_a_child_that_waited_for_its_next_attempt_gets_it(self) -> None:
+        first = self.begun()
+        failed: dict[str, Any] = {"error": BAD, "retry_in_seconds": 2.0}
+        first.hear(A, FAILED, **failed)
+        second = Driven(ONE, first.told)
+        child = child_of(second, A)
+        assert second.hear(0, RUNNING, spawned=(child,)) == []
+        assert second.hear(A, FAILED, **failed) == [], "that was told"
+        assert second.step.retries == [(A, 2.0)]
+        assert second.retry(A) == [(A, 2)]
+        assert second.hear(A, COMPLETED, attempt=2) == [f"{A} RUNNING", f"{A} COMPLETED"]
+
+    def test_the_flows_result_is_not_waited_for_where_a_child_that_it_needs_has_failed(self) -> None:
+        body = dag((), (), collect=(0, 1))
+        first = Driven(body)
+        child = child_of(first, A)
+        first.hear(0, RUNNING, spawned=(child,))
+        first.hear(0, COMPLETED, tail=(A,))
+        first.hear(A, FAILED)
+        second = Driven(body, first.told)  # while the other call still runs
+        for state, fields in [(RUNNING, {"spawned": (child,)}), (COMPLETED, {"tail": (A,)})]:
+            second.hear(0, state, **fields)
+        assert second.hear(1, COMPLETED)[-1] == "run FAILED"
+
+    def test_an_element_that_is_not_come_to_again_is_cancelled_before_the_run_ends(self) -> None:
+        first = Driven(mapped)
+        first.hear(0, COMPLETED, length=1)
+        second = Driven(mapped, first.told)  # the cluster has lost all, and this time there is no list
+        assert second.hear(0, FAILED) == ["3 CANCELLED", "1.0 CANCELLED", "2.0 CANCELLED", "run FAILED"]
+
+    def test_what_is_told_of_a_call_before_it_is_a_node_is_not_lost(self) -> None:
+        def body() -> Any:
+            return total(double.map(listing(1)))
+
+        first = Driven(body)
+        first.hear(0, COMPLETED, length=1)
+        child = child_of(first, A, by="1.0")
+        second = Driven(body, first.told)
+        second.hear("1.0", RUNNING, spawned=(child,))
+        second.hear(A, COMPLETED)
+        second.hear("1.0", COMPLETED)
+        assert second.told == []
+        told = second.hear(0, COMPLETED, length=1)
+        assert told == ["1.0 RUNNING", f"{A} SCHEDULED", f"{A} RUNNING", f"{A} COMPLETED", "1.0 COMPLETED"]
+
+
+class TestLostWithAWait:
+    """The cluster has lost everything while calls wait for their next attempts."""
+
+    def test_what_waits_goes_with_what_needs_it_when_the_wait_is_over(self) -> None:
+        driven = Driven(dag((), (0,), (), (2,), returns=1))
+        driven.hear(0, FAILED, retry_in_seconds=2.0)
+        submitted = [(call.index, call.attempt) for call in driven.progress.resubmit().submit]
+        assert sorted(submitted) == [("2", 1), ("3", 1)]
+        assert sorted(driven.retry(0)) == [("0", 2), ("1", 1)]
+
+    def test_what_needs_two_that_wait_goes_with_the_last(self) -> None:
+        driven = Driven(dag((), (), (0, 1), returns=2))
+        driven.hear(0, FAILED, retry_in_seconds=2.0)
+        driven.hear(1, FAILED, retry_in_seconds=2.0)
+        assert driven.progress.resubmit().submit == ()
+        assert driven.retry(0) == [("0", 2)]
+        assert sorted(driven.retry(1)) == [("1", 2), ("2", 1)]
+
+    def test_a_child_goes_on_with_its_next_attempt_before_its_parent_can_start_it_as_new(self) -> None:
+        driven = Driven(ONE)
+        driven.hear(0, RUNNING, spawned=(child_of(driven, A),))
+        driven.hear(A, FAILED, retry_in_seconds=2.0)
+        assert sorted((call.index, call.attempt) for call in driven.progress.resubmit().submit) == [("0", 1), (A, 2)]
+        assert driven.retry(A) == []
+        assert driven.hear(A, COMPLETED, attempt=2) == [f"{A} RUNNING", f"{A} COMPLETED"]
+
+    def test_a_child_that_had_ended_and_is_started_again_gets_its_next_attempt(self) -> None:
+        """Its parent waits for it in its thread."""
+        driven = Driven(ONE)
+        driven.hear(0, RUNNING, spawned=(child_of(driven, A),))
+        driven.hear(A, FAILED, retry_in_seconds=2.0)
+        driven.retry(A)
+        driven.hear(A, COMPLETED, attempt=2)
+        assert [call.index for call in driven.progress.resubmit().submit] == ["0"]
+        assert driven.hear(A, FAILED, retry_in_seconds=2.0) == []
+        assert driven.retry(A) == [(A, 2)]
+
 
 class TestAsyncFlows:
     def test_a_failure_that_the_flow_has_dealt_with_does_not_fail_the_run(self) -> None:
@@ -532,6 +606,41 @@ class TestAsyncFlows:
 
         driven = Driven(body)
         assert driven.hear(0, FAILED) == ["0 RUNNING", "0 FAILED", "1 CANCELLED", "run COMPLETED"]
+        assert bytes(driven.told[-1].result) == b'"ValueError: bad"'
+
+    def test_the_next_owner_tells_the_flow_of_the_same_failure_behind_a_cancelled_call(self) -> None:
+        async def body() -> Any:
+            try:
+                await double(t())
+            except EngineError as error:
+                return f"{error}; {await t()}"
+
+        first = Driven(body)
+        first.hear(0, FAILED)
+        cancelled = first.told[-2]
+        assert (cancelled.state, cancelled.error, cancelled.cause) == (State.CANCELLED, BAD, f"{RUN_ID}/t/0")
+        second = Driven(body, first.told)
+        assert (second.told, second.fetches, second.submitted) == ([], [], ["2"])
+        assert second.hear(2, COMPLETED, result=b"1")[-1] == "run COMPLETED"
+        assert bytes(second.told[-1].result) == b'"ValueError: bad; 1"'
+
+    def test_a_call_that_takes_what_has_no_value_is_cancelled_when_it_is_made(self) -> None:
+        async def body() -> Any:
+            failed: Any = t()
+            never = double(failed)
+            walked = double.map(listing(failed))
+            try:
+                await never
+            except EngineError:
+                try:
+                    await total(walked)
+                except EngineError as error:
+                    return f"{error}"
+
+        driven = Driven(body)
+        driven.hear(0, FAILED)
+        assert [change for change in driven.told if change.task == "billing.total" and change.state is RUNNING] == []
+        assert driven.told[-1].state is COMPLETED
         assert bytes(driven.told[-1].result) == b'"ValueError: bad"'
 
     def test_a_flow_that_raises_ends_the_run_when_what_it_called_has_ended(self) -> None:

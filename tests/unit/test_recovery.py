@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.recovery import failures, heard, orphans
+from engine.recovery import above_open_children, failures, heard
 from engine.runs import FlowRun
 from engine.states import State
 from tests.unit.recorded import BAD, RUN_ID, run_of
@@ -54,10 +54,13 @@ def test_failures_of_children_count_in_the_order_of_the_ends() -> None:
     assert list(failures(run)) == [("a" * 16, State.CRASHED, BAD), ("0", State.FAILED, BAD)]
 
 
-def test_open_children_are_told_apart_from_those_above_them() -> None:
+def test_what_is_above_open_children_has_to_be_heard_of_again() -> None:
     run = begun()
     tell(run, "0")
     tell(run, "a" * 16, by=f"{RUN_ID}/t/0")
     tell(run, "b" * 16, by=f"{RUN_ID}/t/{'a' * 16}")
     tell(run, "c" * 16, State.CANCELLED, by=f"{RUN_ID}/t/0")
-    assert orphans(run) == ({"a" * 16, "b" * 16}, {"0", "a" * 16})
+    assert above_open_children(run) == {"0", "a" * 16}
+    tell(run, "1")
+    tell(run, "d" * 16, State.RUNNING, State.COMPLETED, by=f"{RUN_ID}/t/1")
+    assert "1" not in above_open_children(run)
