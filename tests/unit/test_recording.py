@@ -71,7 +71,7 @@ class TestPlainFlows:
 
     def test_parameters_that_do_not_fit_any_more_fail_the_run(self) -> None:
         failure = Gone(orders.doubled, value="x").failure
-        assert failure.type == "EventError"
+        assert failure.type == "InvalidParameters"
         assert "$.value" in failure.message
 
     def test_result_is_refused_and_says_what_else_to_do(self) -> None:

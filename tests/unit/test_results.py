@@ -154,16 +154,6 @@ def test_a_result_that_is_not_there_is_missing(store: ResultStore) -> None:
             store.load(run_id, task, index)
 
 
-def test_deleting_a_run_deletes_its_results_and_nobody_elses(store: ResultStore, url: str) -> None:
-    for run_id in (RUN, OTHER_RUN):
-        store.save(run_id, "price", "3", 1)
-        store.save(run_id, "price", "4", 1j)
-    store.delete_run(RUN)
-    store.delete_run(RUN)
-    assert files_of(url) == {f"shop/{OTHER_RUN}/price-3.json", f"shop/{OTHER_RUN}/price-4.pickle"}
-    assert store.find(RUN, "price", "3") is None
-
-
 HOSTILE = [
     ("../" + "a" * 29, "price", "3"),
     (RUN.upper(), "price", "3"),
@@ -193,9 +183,6 @@ def test_no_name_leads_out_of_the_folder(store: ResultStore, url: str, run_id: s
         with pytest.raises(ResultStoreError, match="cannot be part of the name"):
             use()
     assert not files_of(url)
-    if run_id != RUN:
-        with pytest.raises(ResultStoreError, match="cannot be part of the name"):
-            store.delete_run(run_id)
 
 
 class TestLimit:
@@ -250,14 +237,12 @@ class TestOnDisk:
         assert store.load(RUN, "price", "3") == "before"
         assert [path.name for path in (tmp_path / "shop" / RUN).iterdir()] == ["price-3.json"]
 
-    def test_half_a_file_of_a_killed_worker_is_not_found_and_goes_with_its_run(self, tmp_path: Path) -> None:
+    def test_half_a_file_of_a_killed_worker_is_not_found(self, tmp_path: Path) -> None:
         store = ResultStore(f"file://{tmp_path}", "shop", 1_000)
         folder = tmp_path / "shop" / RUN
         folder.mkdir(parents=True)
         (folder / f"price-3.json-{uuid.uuid4().hex}.part").write_text('{"half":')
         assert store.find(RUN, "price", "3") is None
-        store.delete_run(RUN)
-        assert not folder.exists()
 
     def test_a_place_that_cannot_be_written_is_named_with_the_cause(self, tmp_path: Path) -> None:
         (tmp_path / "results").write_text("a file where a folder should be")

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import structlog
 
-from engine import wiring
 from engine.planning import Advance
 from engine.states import State
 from engine.wiring import UNKNOWN_FLOW, Start, Wirer
@@ -123,10 +122,7 @@ async def test_flows_run_in_one_thread_and_their_log_lines_carry_the_run(wirer: 
     assert b'"thread":"engine-wiring_0"' in (first.outcome.result or b"")
 
 
-async def test_a_flow_that_blocks_is_named_with_its_line_and_stopped(
-    wirer: Wirer, blocking: Blocking, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wiring, "_SLOW_SECONDS", 0.01)
+async def test_a_flow_that_blocks_is_named_with_its_line_and_stopped(wirer: Wirer, blocking: Blocking) -> None:
     running = asyncio.create_task(wirer.start([start("blocking"), start("plain")]))
     await asyncio.to_thread(blocking.has_begun.wait, 30)
 
