@@ -18,12 +18,12 @@ from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.scheduler import TaskState
 
-from engine.arguments import dump
 from engine.dask_graph import DaskGraph, Pending
 from engine.dask_names import Names
 from engine.dask_parcels import HeldParcels
 from engine.executor import Call, Report, decode_call, decode_reports, encode_call, encode_reports, index_of, run_of
 from engine.parcels import decode_parcel
+from engine.spawning import refused
 from engine.states import Failure, State
 
 NAME = "engine"
@@ -106,7 +106,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         scheduler.stream_comms[worker].recent_message_log = deque(maxlen=1)
 
     async def tell_token(self) -> tuple[str, str, int]:
-        """Answers which life of the plugin this is, of which release of the engine, and how many threads the workers have."""
+        """Answers which life of the plugin this is, of which release, and how many threads the workers have."""
         return self.token, VERSION, self.scheduler.total_nthreads
 
     async def tell_keys(self, run_id: str, client: str, app: str | None = None) -> dict[str, Any]:
@@ -278,24 +278,22 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._take([Report(c.run_id, c.index, State.CRASHED, c.attempt, 0.0, at, "", failure) for c in refused])
 
     def _spawn(self, held: _Held, report: Report, pending: Pending) -> Report:
-        """Children that a task has started: those it has started before, in another life of its worker, are left out."""
-        new: list[Call] = []
+        """Children that a task has started. Those that are here run on; the engine is told of all, and skips what it knows."""
+        told: list[Call] = []
+        new: list[str] = []
+        limit = self._limits.get(held.slot[0], 0)
         for call in report.spawned:
-            if call.index in held.keys:
-                continue
-            limit = self._limits.get(held.slot[0], 0)
-            if len(held.keys) >= limit:
-                call = msgspec.structs.replace(  # noqa: PLW2901 - it is let in, to fail with a clear error
-                    call, function="engine.spawning:refuse", arguments=dump(((limit,), {}), "", "").data
-                )
-                call = msgspec.structs.replace(call, dependencies=(), places=())  # noqa: PLW2901
-            new.append(call)
-            self._add(held, call, encode_call(call), pending)
-        told = msgspec.structs.replace(report, spawned=tuple(new))
+            if call.index not in held.keys:
+                if len(held.keys) >= limit:  # it is let in, to fail with a clear error
+                    call = refused(call, limit)  # noqa: PLW2901
+                new.append(call.key)
+                self._add(held, call, encode_call(call), pending)
+            told.append(call)
+        report = msgspec.structs.replace(report, spawned=tuple(told))
         if new:
-            held.spawned.append(told)
-            self._names.enqueue(report.run_id, [call.key for call in new])
-        return told
+            held.spawned.append(report)
+            self._names.enqueue(report.run_id, new)
+        return report
 
     def _let_go(self, run_id: str) -> None:
         key, timer = self._kept.pop(run_id, (None, None))

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+import msgspec
+
 from engine.arguments import Dumped, Input, Wiring, child_index, dump
 from engine.errors import TaskCrashed, TaskFailed, TooManyTasks, WiringError
 from engine.executor import Call, Report, key_of
@@ -222,6 +224,13 @@ def with_timeout(future: Future[Any]) -> None:
 def lose() -> None:
     """Stands in for a value that cannot be put together, because a child has none: the child's report has said why."""
     raise TaskCrashed("LostResult", "a child that its value waits for has failed", "")
+
+
+def refused(call: Call, limit: int) -> Call:
+    """A call beyond what a run may have, as it is run in its place."""
+    arguments = dump(((limit,), {}), call.task, call.run_id).data
+    function = f"{__name__}:{refuse.__name__}"
+    return msgspec.structs.replace(call, function=function, arguments=arguments, dependencies=(), places=())
 
 
 def refuse(limit: int) -> None:
