@@ -39,7 +39,14 @@ class Apps:
     def make(self, *flows: Flow[..., Any], settings: Settings | None = None, **options: Any) -> AppUnderTest:
         """An app that has not started; with ``settings`` of another one it shares its topics and groups."""
         settings = settings or self.settings(**options)
-        cluster = Cluster(settings.app, settings.dask, connect_timeout_seconds=2.0, max_run_tasks=settings.max_run_tasks)
+        cluster = Cluster(
+            settings.app,
+            settings.dask,
+            connect_timeout_seconds=2.0,
+            results=settings.results,
+            max_result_bytes=settings.max_result_bytes,
+            max_run_tasks=settings.max_run_tasks,
+        )
         made = AppUnderTest(settings, flows, KafkaBroker(settings), cluster, KafkaBroker(settings))
         self._stack.push_async_callback(made.close)
         return made

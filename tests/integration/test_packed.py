@@ -1,0 +1,108 @@
+"""The packed lane on real Kafka and Dask processes: failures, deaths, takeovers and results touch one run alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+from distributed import Client, Variable
+
+from engine.states import State
+from tests.integration import flows_packed as flows
+from tests.integration.conftest import Apps
+from tests.integration.dask_under_test import child_environment, dask_of_ones_own, scheduler_holds
+from tests.integration.test_takeover import engine_process, notes
+from tests.waiting import eventually
+
+S = State
+
+
+async def test_a_run_that_kills_its_worker_is_found_and_all_others_complete(apps: Apps, tmp_path: Path) -> None:
+    async with dask_of_ones_own(tmp_path / "dask", child_environment()) as dask:
+        app = await apps.start(flows.small, dask=dask.address)
+        how = {13: "dies", 7: "fails"}
+        events = [(f"e{n}", {"number": n, "how": how.get(n, ""), "folder": str(tmp_path)}) for n in range(40)]
+        await app.send_many("small", events)
+        await eventually(lambda: len(app.ends()) == 40, 90.0)
+        ends = {n: (await app.run("small", f"e{n}")).end for n in range(40)}
+        assert ends.pop(13).state is S.CRASHED
+        failed = ends.pop(7)
+        assert (failed.state, failed.error and failed.error.message) == (S.FAILED, "no")
+        assert {n: msgspec.json.decode(end.result) for n, end in ends.items()} == {n: 2 * n + 2 for n in ends}
+        # Three deaths of its own, and those of the parcels that had to be split before it was alone.
+        assert 3 <= notes(tmp_path).count("13") <= 3 + 6
+        await app.stop()
+
+
+async def test_only_the_runs_own_changes_are_told_and_the_result_is_that_of_the_unpacked_flow(
+    apps: Apps, tmp_path: Path
+) -> None:
+    app = await apps.start(flows.small, flows.unpacked)
+    data = {"number": 4, "how": "", "folder": str(tmp_path)}
+    packed, unpacked = await app.do("small", data, "small"), await app.do("plain", data, "unpacked")
+    assert packed.story == [(None, S.SCHEDULED), (None, S.RUNNING), (None, S.COMPLETED)]
+    assert packed.result == unpacked.result == 10
+    tasks = msgspec.json.decode(packed.end.tasks)
+    assert [(task["task"], task["state"], task["attempt"]) for task in tasks] == [
+        ("act", "COMPLETED", 1),
+        ("double", "COMPLETED", 1),
+    ]
+
+
+async def test_nobody_waits_on_a_worker_for_the_next_attempt(apps: Apps, tmp_path: Path) -> None:
+    app = await apps.start(flows.tries)
+    run = await app.do("tries", {"folder": str(tmp_path), "name": "n"}, "tries")
+    assert [(change.state, change.attempt) for change in run.changes[1:]] == [
+        (S.RUNNING, 1),
+        (S.RETRYING, 1),
+        (S.RUNNING, 2),
+        (S.RETRYING, 2),
+        (S.RUNNING, 3),
+        (S.COMPLETED, 3),
+    ]
+    assert run.result == 6
+
+
+async def test_killed_over_a_parcel_another_engine_hears_of_its_runs_and_none_runs_again(apps: Apps, tmp_path: Path) -> None:
+    watching = apps.make(flows.small)
+    async with engine_process(watching.settings, tmp_path / "first.log", "tests.integration.flows_packed") as first:
+        await watching.follow_only()
+        events = [(f"e{n}", {"number": n, "how": "waits" if n == 0 else "", "folder": str(tmp_path)}) for n in range(20)]
+        await watching.send_many("small", events)
+        await eventually(lambda: "0" in notes(tmp_path))
+        first.kill()
+        await first.wait()
+    (tmp_path / "go").touch()  # what was under way ends while nobody owns it
+    await apps.start(flows.small, settings=watching.settings)
+    for n in range(20):
+        assert (await watching.run("small", f"e{n}")).result == 2 * n + 2
+    assert Counter(notes(tmp_path)) == Counter(str(n) for n in range(20))
+
+
+async def test_code_that_cannot_be_stopped_fails_its_run_and_the_others_go_on(apps: Apps, tmp_path: Path) -> None:
+    async with dask_of_ones_own(tmp_path / "dask", child_environment(), workers=1) as dask:
+        app = await apps.start(flows.stuck, dask=dask.address)
+        id = await app.send("stuck", {"seconds": 60})
+        await app.send_many("stuck", [(f"e{n}", {"seconds": 0}) for n in range(10)])
+        run = await app.run("stuck", id)
+        assert (run.end.state, run.end.error and run.end.error.type) == (S.FAILED, "TaskTimeout")
+        await eventually(lambda: len(app.ends()) == 11, 60.0)
+        await app.stop()
+
+
+@pytest.mark.parametrize("stored", [False, True])
+async def test_a_result_that_does_not_travel_is_had_by_its_reference(apps: Apps, tmp_path: Path, stored: bool) -> None:
+    results = f"file://{tmp_path}" if stored else ""
+    app = await apps.start(flows.large, results=results, result_ttl_seconds=1.0)
+    run = await app.do("large", {"size": 50_000}, "large")
+    assert run.end.reason == "too large: 50,002 bytes"
+    if stored:
+        assert run.end.result_ref == f"file://{tmp_path}/{app.settings.app}/{run.id}/result-result.json"
+        return
+    assert run.end.result_ref == f"dask:variable/run-{run.id}"
+    async with Client(apps.dask, asynchronous=True, set_as_default=False) as client:
+        assert len(await (await Variable(f"run-{run.id}", client=client).get(timeout=5))) == 50_000
+    while any(run.id in name for names in (await scheduler_holds(apps.dask)).values() for name in names):
+        pass  # each look is a round trip to the scheduler
