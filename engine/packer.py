@@ -68,6 +68,10 @@ class Packer:
         self._ready: dict[str, deque[_Run]] = {name: deque() for name in self._flows}
         self._sizing = {name: Sizing() for name in self._flows}
         self._parcels = Parcels(lambda: os.urandom(16).hex())
+        #: Parcels whose worker has died, one after the other: else an innocent one would die again and again beside the
+        #: culprit, with the worker they share. And the one of them that is under way.
+        self._suspects: deque[str] = deque()
+        self._suspect = ""
         self._released: list[str] = []
         self._is_sending = False
 
@@ -115,6 +119,7 @@ class Packer:
                 self._end(packed, outcome)
         for name, spent in seconds.items():
             self._sizing[name].learn(len(spent), sum(spent))
+        self._send_suspect()
         self._send_all()
 
     def on_deaths(self, run_ids: Sequence[str], reason: str) -> None:
@@ -125,7 +130,8 @@ class Packer:
                 now = time.time()
                 error = Failure("KilledWorker", f"every worker that ran it died ({reason})")
                 self._end(self._runs[run.run_id], Outcome(run.run_id, run.attempt, State.CRASHED, now, now, error=error))
-            self._submit(verdict.parcels)
+            self._suspects.extend(parcel.parcel_id for parcel in verdict.parcels)
+        self._send_suspect()
 
     def on_refused(self, parcel_id: str) -> None:
         """See engine.executor.Listener: the runs that are still ours go again, without those that are not."""
@@ -133,8 +139,15 @@ class Packer:
 
     def on_reset(self) -> None:
         """See engine.executor.Listener."""
+        self._suspects.clear()
         self._submit(self._parcels.resubmit())
         self._send_all()
+
+    def _send_suspect(self) -> None:
+        while self._suspects and not self._parcels.is_under_way(self._suspect):
+            for parcel in self._parcels.again(self._suspects.popleft()):
+                self._suspect = parcel.parcel_id
+                self._submit([parcel])
 
     def _send_again(self, parcel_id: str) -> None:
         self._submit(self._parcels.again(parcel_id))

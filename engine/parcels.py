@@ -240,6 +240,10 @@ class Parcels:
             verdict.crashed.append(run)
         return verdict
 
+    def is_under_way(self, parcel_id: str) -> bool:
+        """Whether a parcel has runs without an outcome."""
+        return parcel_id in self._parcels
+
     def holding(self, run_ids: Iterable[str]) -> list[str]:
         """The parcels under way in which these runs are, each once."""
         return list(dict.fromkeys(self._places[run_id] for run_id in run_ids if run_id in self._places))
