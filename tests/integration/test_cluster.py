@@ -15,6 +15,7 @@ from engine.cluster import Cluster, in_process
 from engine.errors import DaskUnavailable
 from engine.executor import Call, Report, Submission
 from engine.flows import Flow
+from engine.parcels import Outcome
 from engine.planning import Limits
 from engine.progress import Progress
 from engine.recording import Recording
@@ -37,7 +38,7 @@ class Owner:
         self.resets = 0
 
     async def start(self, epoch: int) -> Owner:
-        await self.cluster.start(self._hear, self._count_reset)
+        await self.cluster.start(self)
         self.own(epoch)
         return self
 
@@ -51,10 +52,19 @@ class Owner:
     def ended(self) -> dict[str, State]:
         return {report.index: report.state for report in self.reports if report.state is not State.RUNNING}
 
-    def _hear(self, reports: Sequence[Report]) -> None:
+    def on_reports(self, reports: Sequence[Report]) -> None:
         self.reports += reports
 
-    def _count_reset(self) -> None:
+    def on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        raise AssertionError("nothing was packed")
+
+    def on_deaths(self, run_ids: Sequence[str], reason: str) -> None:
+        raise AssertionError("nothing was packed")
+
+    def on_refused(self, parcel_id: str) -> None:
+        raise AssertionError("nothing was packed")
+
+    def on_reset(self) -> None:
         self.resets += 1
 
 
