@@ -195,9 +195,7 @@ class Progress:
         known = self.run.tasks.get(node.task_run_id) if call.task else None
         if known is None and call.task:
             by = self.graph.nodes[logical(call.spawned_by)].task_run_id if call.spawned_by else None
-            step.changes.append(
-                self._tell(node, State.SCHEDULED, now, 0, parents=node.parents, map_index=call.map_index, spawned_by=by)
-            )
+            step.changes.append(self._tell(node, State.SCHEDULED, now, 0, parents=node.parents, spawned_by=by))
         state = known.state if known is not None else None
         if known is not None and known.attempt and not call.spawned_by:
             # A wait between two attempts is not held again: it began with the owner that is gone. Which attempt a child is at
@@ -345,4 +343,5 @@ class Progress:
         return self._is_async and bool(call.task) and not call.spawned_by
 
     def _tell(self, node: Node, state: State, at: float, attempt: int, **details: Any) -> StateChange:
+        details["map_index"] = node.call.map_index
         return self.run.advance_task(node.call.task, node.task_run_id, state, attempt, at, self._epoch, **details)

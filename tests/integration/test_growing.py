@@ -76,10 +76,10 @@ class TestMaps:
         assert "result of one (call 0), which has no length" in (run.end.error.message if run.end.error else "")
         assert_whole(run)
 
-    async def test_of_five_thousand_never_have_more_than_a_window_on_the_cluster(self, apps: Apps) -> None:
+    async def test_of_two_thousand_never_have_more_than_a_window_on_the_cluster(self, apps: Apps) -> None:
         window = 400
         app = await apps.start(flows.wide, map_window=window)
-        id = await app.send("wide", {"number": 5_000})
+        id = await app.send("wide", {"number": 2_000})
         run_id = app.run_id("wide", id)
         most = 0
         async with Client(apps.dask, asynchronous=True, set_as_default=False) as client:
@@ -91,9 +91,9 @@ class TestMaps:
             while not app.ends(run_id):
                 most = max(most, await client.run_on_scheduler(open_calls))
         run = await app.run("wide", id)
-        assert run.result == 2 * sum(range(5_000))
+        assert run.result == 2 * sum(range(2_000))
         assert 0 < most <= window + 50
-        assert len(run.of("double")) == 15_000
+        assert len(run.of("double")) == 6_000
         assert_whole(run)
 
 
