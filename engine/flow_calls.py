@@ -109,6 +109,8 @@ class FlowCalls:
     def _walk(self, columns: Sequence[Handle | MapHandle]) -> None:
         """Have the length of these results reported; what an async flow has called before reports it anyway."""
         walked = {column.index for column in columns if isinstance(column, Handle)}
+        if not walked:
+            return
         for place, one in enumerate(self._advance.planned):
             if isinstance(one, PlannedCall) and one.call.index in walked:
                 call = msgspec.structs.replace(one.call, is_walked=True)

@@ -43,7 +43,8 @@ class Recording(FlowCalls):
 
     def __init__(self, flow: Flow[..., Any], run: FlowRun, traceparent: str, now: float, limits: Limits) -> None:
         super().__init__(flow, run, traceparent, now, limits)
-        self._chance = random.Random(run.run_id)  # noqa: S311 - for flows, not for secrets
+        #: Made when the flow asks first: it costs more than all else here, and few flows do.
+        self._chance: random.Random | None = None
         self._is_first = True
         #: What follows is for async flows alone.
         self._loop = FlowLoop(flow.name, lambda: self._at, self._set_timer)  # type: ignore[abstract]
@@ -118,6 +119,8 @@ class Recording(FlowCalls):
 
     def random(self) -> float:
         """See engine.durable. Its series follows from the run's id: nothing has to be written down."""
+        if self._chance is None:
+            self._chance = random.Random(self._run_id)  # noqa: S311 - for flows, not for secrets
         return self._chance.random()
 
     async def sleep(self, until: float) -> None:
