@@ -252,7 +252,7 @@ class ResultMissing(EngineError):
 
     def __str__(self) -> str:
         return (
-            f"no result {self.ref}: its task has not ended, or its run was deleted. "
+            f"no result {self.ref}: its task has not ended, or its file was deleted. "
             "Is `results` the same setting here as where the task ran? Run the flow again to have it anew."
         )
 
