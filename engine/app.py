@@ -44,7 +44,9 @@ class App:
         driver = Driver(settings, flows, executor, self._publisher, self._tracer, self._events)
         self._dispatcher = Dispatcher(settings, broker, self._state_sink, driver, self._publisher)
         self._intake = (
-            Intake(settings, broker, self._intake_sink, self._triggers, self._tracer) if self._triggers.topics else None
+            Intake(settings, broker, self._intake_sink, self._triggers, self._tracer, self._dispatcher.offer)
+            if self._triggers.topics
+            else None
         )
         self._gateway = Gateway(settings, self._intake_sink, self.readiness) if settings.http else None
         self._stop = asyncio.Event()

@@ -14,14 +14,17 @@ from collections.abc import Sequence
 from engine.broker import Broker, Outgoing, Partition, Record, Sink
 from engine.driver import Driver
 from engine.errors import EngineError, KafkaUnavailable
+from engine.events import Position
 from engine.ledger import Ledger
 from engine.logs import logger
 from engine.publisher import Publisher
 from engine.settings import Settings
-from engine.states import Ownership, is_ownership, is_scheduled, read, type_of, utc, write_ownership
+from engine.states import Ownership, StateChange, is_ownership, is_scheduled, read, type_of, utc, write_ownership
 
 _POLL_SECONDS = 0.2
 _COMMIT_INTERVAL_SECONDS = 1.0
+#: While nothing is read but what this engine knows already, it is read in larger batches, and later than what waits for it.
+_LINGER_SECONDS = 0.01
 
 
 class Dispatcher:
@@ -54,15 +57,31 @@ class Dispatcher:
             driving = group.create_task(self._driver.run(), name="engine-drive")
             while not self._is_stopping:
                 records = await self._source.poll(timeout_seconds=_POLL_SECONDS, max_records=self._settings.poll_records)
-                await self._take_all(records)
+                has_news = await self._take_all(records)
                 self._driver.nudge()
                 self._regulate()
                 await self._commit()
+                if records and not has_news:
+                    await asyncio.sleep(_LINGER_SECONDS)
             driving.cancel()
 
     def stop(self) -> None:
         """Make ``run`` return."""
         self._is_stopping = True
+
+    def offer(self, scheduled: Sequence[tuple[Position, StateChange]]) -> None:
+        """Runs that the intake of this process has put on the topic: those of our partitions begin without a reading back.
+
+        What is not taken here comes by as a record like any other.
+        """
+        if self._paused or self._is_stopping:
+            return
+        for position, change in scheduled:
+            ledger = self._ledgers.get(position.partition)
+            # The order of runs with one key is that of the topic, where others write, too.
+            if ledger is not None and change.key is None and (run := ledger.read_ahead(position.offset, change)) is not None:
+                self._driver.waitlist.add(ledger, run)
+        self._driver.nudge()
 
     async def close(self) -> None:
         """Leave: tell what is known, commit, leave the group. What runs on the cluster goes on for the next owner.
@@ -117,27 +136,33 @@ class Dispatcher:
         self._committed.pop((self._topic, number), None)
         self._driver.drop(number)
 
-    async def _take_all(self, records: Sequence[Record]) -> None:
+    async def _take_all(self, records: Sequence[Record]) -> bool:
+        """Take records in; answers whether there was anything among them that others wrote."""
+        has_news = False
         anew: set[int] = set()
         for record in records:
             number = record.partition
             ledger = self._ledgers.get(number)
             if ledger is None or number in anew:
                 continue  # read before the partition was lost, or taken over anew: the ledger would have a gap
-            self._take(ledger, record)
+            has_news |= self._take(ledger, record)
             if ledger.is_usurped:
                 logger.warning("partition was taken over by another engine and came back", partition=number)
                 self._drop(number)
                 self._source.seek((self._topic, number), (await self._take_over(number)).next_offset)
                 anew.add(number)
+        return has_news
 
-    def _take(self, ledger: Ledger, record: Record) -> None:
+    def _take(self, ledger: Ledger, record: Record) -> bool:
         was_recovered = ledger.is_recovered
         ce_type = type_of(record.headers)
         if is_ownership(ce_type):
             ledger.begin_epoch(record.offset)
         elif was_recovered and not is_scheduled(ce_type):
             ledger.skip(record.offset)  # what we wrote ourselves comes by again; what others write is void
+            return False
+        elif ledger.passes_over(record.offset):
+            return False
         else:
             self._read(ledger, record, was_recovered)
         if not was_recovered and ledger.is_recovered:
@@ -145,6 +170,7 @@ class Dispatcher:
                 logger.info("going on with open runs", partition=record.partition, runs=len(ledger.runs))
             for run in ledger:
                 self._driver.waitlist.add(ledger, run)
+        return True
 
     def _read(self, ledger: Ledger, record: Record, was_recovered: bool) -> None:
         try:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import msgspec
 
 from engine.broker import Broker, Outgoing, Partition, Record, Sink
 from engine.errors import EventError, KafkaUnavailable, RecordTooLarge
-from engine.events import RawEvent, Reason, read
+from engine.events import Position, RawEvent, Reason, read
 from engine.logs import logger
 from engine.runs import run_id_of
 from engine.settings import Settings
@@ -47,11 +48,21 @@ class _Taken(msgspec.Struct, frozen=True):
 class Intake:
     """A member of the group ``<app>.intake``."""
 
-    def __init__(self, settings: Settings, broker: Broker, sink: Sink, triggers: Triggers, tracer: Tracer) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        broker: Broker,
+        sink: Sink,
+        triggers: Triggers,
+        tracer: Tracer,
+        on_scheduled: Callable[[Sequence[tuple[Position, StateChange]]], None],
+    ) -> None:
+        """``on_scheduled`` is told of each SCHEDULED and where on the state topic it lies, once that is certain."""
         self._settings = settings
         self._sink = sink
         self._triggers = triggers
         self._tracer = tracer
+        self._on_scheduled = on_scheduled
         self._source = broker.source(triggers.topics, group=settings.intake_group)
         self._done: dict[Partition, int] = {}
         self._committed_at = 0.0
@@ -85,10 +96,13 @@ class Intake:
 
     async def _take(self, records: list[Record]) -> None:
         taken = [self._translate(record) for record in records]
-        await self._write([outgoing for one in taken for outgoing in one.outgoing], taken)
+        positions = await self._write([outgoing for one in taken for outgoing in one.outgoing], taken)
         # Only now: an offset committed earlier would lose the event if we died in between.
         for record in records:
             self._done[record.topic, record.partition] = record.offset + 1
+        written = [position for position in positions if position.topic == self._settings.states_topic]
+        changes = [msgspec.structs.replace(change, traceparent=send) for one in taken for send, change in one.scheduled]
+        self._on_scheduled(list(zip(written, changes, strict=False)))
         if self._tracer.is_on:
             self._trace(taken, time.time())
 
@@ -156,10 +170,11 @@ class Intake:
         logger.warning("dead letter", reason=str(error.reason), error=error.cause, origin=str(record.position), flow=flow)
         return Outgoing(self._settings.dead_letters_topic, record.key, value, tuple(headers))
 
-    async def _write(self, outgoing: list[Outgoing], taken: list[_Taken]) -> None:
-        """Write what the records became. Only a topic with a smaller limit than ours makes it go one by one."""
+    async def _write(self, outgoing: list[Outgoing], taken: list[_Taken]) -> list[Position]:
+        """Write what the records became and answer where it lies. Only a topic with a smaller limit than ours makes it go
+        one by one; then nothing is answered."""
         try:
-            await self._write_patiently(outgoing)
+            return await self._write_patiently(outgoing)
         except RecordTooLarge:
             for one in taken:
                 try:
@@ -167,12 +182,13 @@ class Intake:
                 except RecordTooLarge as error:
                     refused = EventError(Reason.TOO_LARGE, str(error))
                     await self._write_patiently([self._dead_letter(one.record, refused, None, with_value=False)])
+            return []
 
-    async def _write_patiently(self, outgoing: list[Outgoing]) -> None:
+    async def _write_patiently(self, outgoing: list[Outgoing]) -> list[Position]:
         backoff_seconds = 0.1
-        while outgoing:
+        while True:
             try:
-                await self._sink.write(outgoing)
+                positions = await self._sink.write(outgoing)
                 break
             except KafkaUnavailable as error:
                 # Nothing is committed, so nothing is lost; written again it may repeat, and run ids tell repeats.
@@ -182,6 +198,7 @@ class Intake:
                 await asyncio.sleep(backoff_seconds)
                 backoff_seconds = min(backoff_seconds * 2, _MAX_BACKOFF_SECONDS)
         self.trouble = ""
+        return positions
 
     async def _commit(self) -> None:
         now = time.monotonic()

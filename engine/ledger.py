@@ -30,6 +30,8 @@ class Ledger:
         self._epochs = Epochs()
         self._window_seconds = dedup_window_seconds
         self._seen: dict[bytes, float] = {}
+        #: Offsets of SCHEDULED that were taken in ahead of what lies before them.
+        self._ahead: set[int] = set()
 
     @property
     def is_recovered(self) -> bool:
@@ -39,9 +41,7 @@ class Ledger:
     @property
     def safe_offset(self) -> int:
         """What may be committed: everything below it belongs to runs whose end is safely on the topic."""
-        for run in self.runs.values():  # they are in the order of their offsets: the first is the oldest
-            return run.offset
-        return self.next_offset
+        return min((run.offset for run in self.runs.values() if run.offset < self.next_offset), default=self.next_offset)
 
     def begin_epoch(self, offset: int) -> None:
         """An ownership record lies at ``offset``."""
@@ -69,6 +69,25 @@ class Ledger:
             # and the run stays open until ``close`` says that the end is acknowledged.
             del self.runs[change.run_id]
         return None
+
+    def read_ahead(self, offset: int, scheduled: StateChange) -> FlowRun | None:
+        """Open the run of a SCHEDULED that is known to lie at ``offset``, without waiting for what lies before it.
+
+        Nothing that lies there can speak against it: a SCHEDULED is never void, and if somebody has taken the partition
+        over meanwhile, whatever we make of the run is. Only order is lost, so not for runs with an ordering key.
+        """
+        if not self.is_recovered or offset < self.next_offset:
+            return None
+        self._ahead.add(offset)
+        return self._open(offset, scheduled)
+
+    def passes_over(self, offset: int) -> bool:
+        """Whether the record at ``offset`` was taken in before it was read; it is passed over then."""
+        if offset not in self._ahead:
+            return False
+        self._ahead.remove(offset)
+        self._advance(offset)
+        return True
 
     def close(self, run_id: str) -> None:
         """The end of a run is acknowledged by the log: it no longer holds the safe offset back."""

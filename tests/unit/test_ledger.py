@@ -260,3 +260,36 @@ def test_changes_of_unknown_runs_say_nothing() -> None:
     assert ledger.read(0, change(RUN_IDS[0], State.RUNNING, 1)) is None
     assert ledger.read(1, msgspec.structs.replace(scheduled(), task="t", task_run_id="r/t/0")) is None
     assert ledger.runs == {}
+
+
+def test_a_run_taken_in_ahead_is_opened_once_and_its_record_is_passed_over() -> None:
+    ledger = feed(Ledger(0, epoch=0, dedup_window_seconds=WINDOW_SECONDS), [None])
+
+    run = ledger.read_ahead(3, scheduled(RUN_IDS[1]))
+
+    assert run is not None
+    assert ledger.next_offset == 1
+    assert ledger.safe_offset <= 1, "what lies before it has not been read"
+    ledger.read(1, scheduled(RUN_IDS[0]))
+    ledger.skip(2)
+    assert ledger.passes_over(3)
+    assert ledger.next_offset == 4
+    assert not ledger.passes_over(3)
+    assert set(view(ledger)) == {RUN_IDS[0], RUN_IDS[1]}
+
+
+def test_a_repeat_that_lies_before_a_run_taken_in_ahead_opens_nothing() -> None:
+    ledger = feed(Ledger(0, epoch=0, dedup_window_seconds=WINDOW_SECONDS), [None])
+    ledger.read_ahead(3, scheduled(RUN_IDS[1]))
+
+    assert ledger.read(1, scheduled(RUN_IDS[1])) is None
+
+
+def test_nothing_is_taken_in_ahead_of_history_nor_twice() -> None:
+    ledger = Ledger(0, epoch=2, dedup_window_seconds=WINDOW_SECONDS)
+    assert ledger.read_ahead(5, scheduled()) is None
+    feed(ledger, ["", "", None, "", ""])
+
+    assert ledger.read_ahead(4, scheduled()) is None, "it has been read"
+    assert ledger.read_ahead(5, scheduled()) is not None
+    assert ledger.read_ahead(6, scheduled()) is None, "a repeat"
