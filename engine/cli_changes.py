@@ -61,6 +61,8 @@ def _details(change: StateChange) -> str:
         parts.append(f"attempt {change.attempt}")
     if change.next_attempt_at is not None:
         parts.append(f"next attempt at {change.next_attempt_at.astimezone():%H:%M:%S}")
+    if change.wakes_at is not None:
+        parts.append(f"goes on by {change.wakes_at.astimezone():%Y-%m-%d %H:%M:%S}")
     if change.worker is not None:
         parts.append(f"on {change.worker}")
     if change.reason is not None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 from engine.errors import WiringError
+from engine.logs import logger
 
 #: Asks for a timer: (when, callback). Answers what cancels it.
 SetTimer = Callable[[float, Callable[[], None]], Callable[[], None]]
@@ -29,8 +30,6 @@ class FlowLoop(asyncio.AbstractEventLoop):
         self._set_timer = set_timer
         self._ready: deque[events.Handle] = deque()
         self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
-        #: Errors of tasks that nobody looked at, as asyncio reports them.
-        self.lost: list[BaseException] = []
 
     def advance(self) -> None:
         """Run until everything waits."""
@@ -96,10 +95,10 @@ class FlowLoop(asyncio.AbstractEventLoop):
         return False
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """An error that nobody looked at: a task that was dropped."""
+        """An error that nobody looked at, of an asyncio task that was dropped: said, as asyncio would, and no more."""
         error = context.get("exception")
         if isinstance(error, BaseException):
-            self.lost.append(error)
+            logger.warning("an asyncio task of the flow failed, and nobody awaited it", flow=self._flow, error=repr(error))
 
     def _timer_handle_cancelled(self, handle: events.TimerHandle) -> None:
         if isinstance(handle, _Timer):

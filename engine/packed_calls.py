@@ -345,4 +345,4 @@ def _elements(task: Task[Any, Any], value: Any) -> Sequence[Any]:
         return [value[place] for place in range(len(value))]
     except (TypeError, LookupError) as error:
         kind = type(value).__name__
-        raise WiringError(task.name, f"map over a {kind}, which has no elements", "Give a sequence.") from error
+        raise WiringError(task.name, f"map over a value of type {kind}, which has no elements", "Give a sequence.") from error

@@ -128,7 +128,7 @@ class Packer:
             verdict = self._parcels.died(parcel_id)
             for run in verdict.crashed:
                 now = time.time()
-                error = Failure("KilledWorker", f"every worker that ran it died ({reason})")
+                error = Failure("KilledWorker", f"every worker that ran it died ({reason}); see their logs")
                 self._end(self._runs[run.run_id], Outcome(run.run_id, run.attempt, State.CRASHED, now, now, error=error))
             self._suspects.extend(parcel.parcel_id for parcel in verdict.parcels)
         self._send_suspect()

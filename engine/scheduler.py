@@ -213,7 +213,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         if text:
             failure = Failure(text.partition("(")[0], text, details.get("traceback_text") or "")
         else:  # what distributed gives up on after allowed-failures deaths has no text
-            failure = Failure("KilledWorker", f"{task.suspicious} workers died while they ran it")
+            failure = Failure("KilledWorker", f"{task.suspicious} workers died while they ran it; see their logs")
         at = time.time()
         worker = str(details.get("worker") or "")
         self._take([Report(run_id, call.index, State.CRASHED, call.attempt, 0.0, at, worker, failure)])

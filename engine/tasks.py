@@ -115,7 +115,9 @@ class Task(Generic[P, R]):
             return column
         if not isinstance(column, Iterable):
             kind = type(column).__name__
-            raise WiringError(self.name, f"map over a {kind}, which has no elements", "Give a sequence, or unmapped(x).")
+            raise WiringError(
+                self.name, f"map over a value of type {kind}, which has no elements", "Give a sequence, or unmapped(x)."
+            )
         return list(column)
 
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+import structlog
 
 from engine.errors import WiringError
 from engine.flow_loop import FlowLoop
@@ -125,16 +127,15 @@ def test_what_is_left_behind_is_cancelled(clock: Clock) -> None:
     assert (ended, task.cancelled(), clock.timers) == (["cleaned up"], True, {})
 
 
-def test_an_error_that_nobody_looked_at_is_kept(clock: Clock) -> None:
+def test_an_error_that_nobody_looked_at_is_said(clock: Clock) -> None:
     async def body() -> None:
         raise LookupError("mine")
 
-    clock.start(body())
-    clock.loop.advance()
-    import gc
-
-    gc.collect()
-    assert [str(error) for error in clock.loop.lost] == ["mine"]
+    with structlog.testing.capture_logs() as said:
+        clock.start(body())
+        clock.loop.advance()
+        gc.collect()
+    assert [(line["flow"], line["error"]) for line in said] == [("fulfil", "LookupError('mine')")]
 
 
 @pytest.mark.parametrize(

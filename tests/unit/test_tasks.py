@@ -140,7 +140,7 @@ def test_outside_a_flow_a_map_is_a_list_and_unmapped_is_the_same_in_each() -> No
         (lambda: add.map([1, 2], MapHandle("double", "3", "r", 3)), r"\[1, 2\] of 2 and <handles of double.* of 3"),
         (lambda: add.map(), "nothing to walk over"),
         (lambda: add.map(unmapped([1])), "nothing to walk over"),
-        (lambda: add.map(1), "map over a int, which has no elements"),
+        (lambda: add.map(1), "map over a value of type int, which has no elements"),
     ],
 )
 def test_map_says_what_it_cannot_walk_in_a_flow_and_outside(call: Callable[[], Any], cause: str) -> None:
