@@ -155,7 +155,9 @@ class Cluster:
             raise DaskUnavailable(self.address, f"the scheduler refused the engine's plugin: {error}") from error
         if version != VERSION:
             await client.close(timeout=2)
-            raise DaskUnavailable(self.address, f"it runs release {version} of the engine, this process {VERSION}")
+            raise DaskUnavailable(
+                self.address, f"it runs engine {version}, this process engine {VERSION}: install the same there"
+            )
         client.subscribe_topic(NAME, self._hear)
         client.subscribe_topic(PARCELS, self._hear_parcels)
         client.subscribe_topic(REFUSED, self._warn)

@@ -30,7 +30,7 @@ NAME = "engine"
 #: What the scheduler says to an engine that is not the latest owner: [partition, its epoch, the latest epoch].
 REFUSED = "engine-refused"
 #: Engine, scheduler and workers exchange pickled values of ours: they must be of one release.
-VERSION = version("kafka-dask-engine")
+VERSION = f"{version('kafka-dask-engine')} with Dask {version('distributed')}"
 #: What engine.sharing asks.
 KEYS = "engine_keys"
 #: What engines hear of packed runs: outcomes, deaths, and parcels that are refused.

@@ -22,7 +22,7 @@ from engine import deadlines
 from engine.arguments import dump, load
 from engine.attempts import current
 from engine.deadlines import TimeIsOver, run_within
-from engine.errors import ResultMissing, ResultStoreError, ResultStuck, TaskFailed, TaskTimeout
+from engine.errors import ResultMissing, ResultStoreError, ResultStuck, TaskFailed, TaskTimeout, WiringError
 from engine.executor import Call, Report, index_of, values_at
 from engine.failures import MAX_MESSAGE, MAX_TRACEBACK, failure_of, sendable
 from engine.handles import recorder
@@ -180,9 +180,14 @@ class _Attempt:
             reporter.begin(self._report(State.RUNNING, self._started_at))
 
     def prepare(self, results: Sequence[Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-        """The function and its arguments. Raises what importing and unpickling raise."""
+        """The function and its arguments. Raises WiringError where it is not here, and what unpickling raises."""
         call = self._call
-        target = resolve(call.function)
+        try:
+            target = resolve(call.function)
+        except (ImportError, AttributeError) as error:  # fails the task: another worker is likely to be like this one
+            cause = f"the engine has loaded {call.function}, but the worker {self._reporter.address} has not: {error!r}"
+            remedy = "Give the workers the same handlers (installed, or on PYTHONPATH); `engine doctor` asks all of them."
+            raise WiringError(call.task, cause, remedy) from error
         args, kwargs = load(call.arguments, values_at(call.places, results))
         if isinstance(target, Task):
             self._task = target

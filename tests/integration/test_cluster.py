@@ -239,7 +239,7 @@ async def test_a_scheduler_of_another_release_is_named_rather_than_used(
 ) -> None:
     """What is submitted could not be read there."""
     monkeypatch.setattr("engine.cluster.VERSION", "99.0")
-    with pytest.raises(DaskUnavailable, match=r"release .* of the engine, this process 99\.0") as raised:
+    with pytest.raises(DaskUnavailable, match=r"it runs engine .* with Dask .*, this process engine 99\.0") as raised:
         await owners.start(1)
     assert owners.address in str(raised.value)
 

@@ -194,10 +194,12 @@ def test_a_task_within_its_timeout_is_left_alone() -> None:
 def test_a_function_that_is_gone_fails_the_task() -> None:
     gone = msgspec.structs.replace(call_of(orders.double, 1), function="tests.unit.samples.orders:renamed")
     raised, reports = run(gone)
-    assert raised.type == "AttributeError"
+    assert raised.type == "WiringError"
     assert reports[-1].state is State.FAILED
     raised, _ = run(msgspec.structs.replace(gone, function="no_such_module:f"))
-    assert raised.type == "ModuleNotFoundError"
+    assert raised.type == "WiringError"
+    assert "the engine has loaded no_such_module:f, but the worker" in raised.message
+    assert "engine doctor" in raised.message
 
 
 def test_log_lines_carry_the_run_and_nothing_of_the_task_before() -> None:
