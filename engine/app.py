@@ -16,6 +16,7 @@ from engine.executor import Executor
 from engine.flows import Flow
 from engine.gateway import Gateway
 from engine.intake import Intake
+from engine.letter_writer import LetterWriter
 from engine.logs import logger
 from engine.publisher import Publisher
 from engine.settings import Settings
@@ -39,7 +40,9 @@ class App:
         self._intake_sink = broker.sink()
         self._state_sink = broker.sink()
         self._triggers = Triggers(flows.values())
-        self._publisher = Publisher(self._state_sink, settings.states_topic, self._tracer)
+        lettered = [name for name, flow in flows.items() if flow.on_failure is not None]
+        self._letters = LetterWriter(settings, broker, self._intake_sink, lettered)
+        self._publisher = Publisher(self._state_sink, settings.states_topic, self._tracer, self._letters)
         self._events = AwaitedEvents(broker)
         driver = Driver(settings, flows, executor, self._publisher, self._tracer, self._events)
         self._dispatcher = Dispatcher(settings, broker, self._state_sink, driver, self._publisher)
@@ -66,7 +69,7 @@ class App:
             "dispatcher": "" if self._is_started else "starting",
         }
         if self._intake is not None:
-            parts["intake"] = self._intake.trouble
+            parts["intake"] = self._intake.trouble or self._intake.stops.trouble
         return {part: trouble or "ok" for part, trouble in parts.items()}
 
     def stop(self) -> None:
@@ -79,13 +82,15 @@ class App:
             await self._start()
             async with asyncio.TaskGroup() as group:
                 publisher = group.create_task(self._publisher.run(), name="engine-publisher")
+                letters = group.create_task(self._letters.run(), name="engine-letters")
                 parts = [group.create_task(self._dispatcher.run(), name="engine-dispatcher")]
                 if self._intake is not None:
                     parts.append(group.create_task(self._intake.run(), name="engine-intake"))
                 on_ready()
                 stop = group.create_task(self._stop.wait(), name="engine-stop")
-                await asyncio.wait([stop, publisher, *parts], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([stop, publisher, letters, *parts], return_when=asyncio.FIRST_COMPLETED)
                 await self._wind_down(parts)
+                letters.cancel()
                 publisher.cancel()
                 stop.cancel()
         except* EngineError as errors:
@@ -143,6 +148,8 @@ class App:
         own = [
             TopicSpec(settings.states_topic, settings.state_partitions, replicas, config),
             TopicSpec(settings.dead_letters_topic, settings.event_partitions, replicas, config),
+            # One partition: replays are few, and keep the order in which they were asked for.
+            TopicSpec(settings.replays_topic, 1, replicas, config),
         ]
         return own + [TopicSpec(topic, settings.event_partitions, replicas) for topic in self._triggers.topics]
 

@@ -62,7 +62,8 @@ def _handlers(settings: Settings) -> tuple[list[Check], list[str], list[str]]:
 async def _kafka(settings: Settings, broker: Broker, event_topics: list[str]) -> list[Check]:
     try:
         wanted = {settings.states_topic: settings.state_partitions}
-        counts = {topic: await broker.partitions(topic) for topic in (*wanted, settings.dead_letters_topic, *event_topics)}
+        own = (*wanted, settings.dead_letters_topic, settings.replays_topic)
+        counts = {topic: await broker.partitions(topic) for topic in (*own, *event_topics)}
     except KafkaUnavailable as error:
         remedy = "Start it (`engine dev` does), or correct --kafka."
         return [Check("Kafka", ok=False, found=str(error.cause), remedy=remedy, is_unreachable=True)]

@@ -36,6 +36,11 @@ class Reason(StrEnum):
     PREDICATE_FAILED = "predicate-failed"  #: the ``where`` of a trigger raised
     KEY_FAILED = "key-failed"  #: the ``key`` of a trigger raised or gave no string
     TOO_LARGE = "too-large"  #: the state change it would make is larger than the state topic takes
+    RUN_FAILED = "run-failed"  #: its run FAILED, and the flow says ``on_failure="dead-letter"``
+    RUN_CRASHED = "run-crashed"  #: its run CRASHED, and the flow says ``on_failure="dead-letter"``
+    UNKNOWN_FLOW = "unknown-flow"  #: it was replayed into a flow that no handler declares
+    NO_MATCH = "no-match"  #: it was replayed, and no trigger of its topic takes it
+    MALFORMED_REPLAY = "malformed-replay"  #: a record of the replays topic that is no replay
 
 
 class Position(msgspec.Struct, frozen=True, order=True, gc=False):

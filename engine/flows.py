@@ -7,7 +7,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import msgspec
 
@@ -61,8 +61,11 @@ class Flow(Generic[P, R]):
         *,
         pack: bool = False,
         retry: Retry | None = None,
+        on_failure: Literal["dead-letter"] | None = None,
     ) -> None:
         self.retry = retry
+        #: What becomes of the event of a run that ends FAILED or CRASHED.
+        self.on_failure = on_failure
         self.function = function
         self.triggers = triggers
         self.name = name or function.__name__
@@ -197,23 +200,31 @@ class Flow(Generic[P, R]):
 
 
 def flow(
-    *triggers: On, name: str | None = None, pack: bool = False, retry: Retry | None = None, **unknown: Any
+    *triggers: On,
+    name: str | None = None,
+    pack: bool = False,
+    retry: Retry | None = None,
+    on_failure: Literal["dead-letter"] | None = None,
+    **unknown: Any,
 ) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Declare a flow: ``@flow(on("orders", type="order.created"))``. Several triggers may start it.
 
     With ``pack`` a whole run executes inside one Dask task, many runs to a parcel: for small, frequent events. With ``retry``
-    a run that fails is gone through again, where what has completed keeps its result.
+    a run that fails is gone through again, where what has completed keeps its result. With ``on_failure="dead-letter"`` the
+    event of a run that ends FAILED or CRASHED becomes a dead letter, to be replayed.
 
     Parameters are bound by name and type: one Struct takes the event's data whole, ``Event[T]`` the event itself,
     anything else one field of the data each. Raises DeclarationError.
     """
-    refuse_unknown("flow", unknown, ("triggers", "name", "pack", "retry"))
+    refuse_unknown("flow", unknown, ("triggers", "name", "pack", "retry", "on_failure"))
 
     def declare(function: Callable[P, R]) -> Flow[P, R]:
         for trigger in triggers:
             if not isinstance(trigger, On):
                 raise DeclarationError(*place_of(function), f"{trigger!r} is not a trigger", "Write @flow(on(topic)).")
-        return Flow(function, triggers, name, pack=pack, retry=retry)
+        if on_failure not in (None, "dead-letter"):
+            raise DeclarationError(*place_of(function), f"on_failure={on_failure!r} is unknown", 'It may be "dead-letter".')
+        return Flow(function, triggers, name, pack=pack, retry=retry, on_failure=on_failure)
 
     return declare
 

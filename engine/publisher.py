@@ -7,6 +7,7 @@ pause goes out at once, and under load what comes meanwhile shares a write.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ import msgspec
 
 from engine.broker import Outgoing, Sink
 from engine.errors import KafkaUnavailable
+from engine.letter_writer import LetterWriter
 from engine.logs import logger
 from engine.runs import FlowRun
 from engine.states import Envelope, StateChange
@@ -39,7 +41,11 @@ class _Pending(msgspec.Struct, frozen=True, gc=False):
 class Publisher:
     """Writes the state changes of one engine."""
 
-    def __init__(self, sink: Sink, topic: str, tracer: Tracer) -> None:
+    def __init__(self, sink: Sink, topic: str, tracer: Tracer, letters: LetterWriter | None = None) -> None:
+        """``letters`` takes the ends before which a dead letter is to be written."""
+        self._letters = letters
+        #: Ends that wait for their letter.
+        self._held = 0
         self._sink = sink
         self._topic = topic
         self._tracer = tracer
@@ -68,8 +74,19 @@ class Publisher:
         context = child_of(parent, change.run_id, change.epoch, change.seq, "send")
         value, headers = envelope.write(change, context)
         record = Outgoing(self._topic, run.record_key, value, headers, partition)
-        self._waiting.append(_Pending(change, record, parent, context, on_acknowledged))
+        pending = _Pending(change, record, parent, context, on_acknowledged)
         self._idle.clear()
+        if self._letters is not None and self._letters.takes(change):
+            # A run's end is its last change, so nothing of the run can overtake it.
+            self._held += 1
+            self._letters.add(run, change, functools.partial(self._let_go, pending))
+            return
+        self._waiting.append(pending)
+        self._wake.set()
+
+    def _let_go(self, pending: _Pending) -> None:
+        self._held -= 1
+        self._waiting.append(pending)
         self._wake.set()
 
     async def run(self) -> None:
@@ -77,7 +94,8 @@ class Publisher:
         spacing_seconds = 0.0
         while True:
             if not self._waiting:
-                self._idle.set()
+                if not self._held:
+                    self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
                 spacing_seconds = _LEAST_SPACING_SECONDS

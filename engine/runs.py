@@ -22,6 +22,12 @@ def run_id_of(app: str, flow: str, source: str, event_id: str) -> str:
     return digest.hexdigest()
 
 
+def repeat_id_of(run_id: str, request_id: str) -> str:
+    """The id of the run that repeats another: the same request, repeated, makes the same run."""
+    digest = hashlib.blake2b(f"{run_id}/{request_id}".encode(errors="surrogatepass"), digest_size=16, person=b"engine repeat")
+    return digest.hexdigest()
+
+
 def task_run_id_of(run_id: str, task: str, index: str) -> str:
     """The id of a task run: its run, its task and its place in the order of calls."""
     return f"{run_id}/{task}/{index}"

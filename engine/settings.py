@@ -62,6 +62,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     state_retention_seconds: float = 14 * 86_400.0
     #: Within this time an event's identity makes one run of a flow, not two.
     dedup_window_seconds: float = 86_400.0
+    #: Stop taking in a topic when this share of its last hundred records became dead letters; 0 never stops.
+    dead_letter_limit: float = 0.0
     #: The largest record written to the state and dead-letter topics.
     max_record_bytes: int = 8 * 1024 * 1024
 
@@ -116,6 +118,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def dead_letters_topic(self) -> str:
         """Where records go that could not become runs."""
         return f"{self.app}.dead-letters"
+
+    @property
+    def replays_topic(self) -> str:
+        """Where dead letters are sent to be taken in once more."""
+        return f"{self.app}.replays"
 
     @property
     def intake_group(self) -> str:
@@ -218,6 +225,9 @@ def _convert(values: Mapping[str, Any]) -> Settings:
     ):
         if getattr(settings, key) < 1:
             raise SettingsError(key, str(getattr(settings, key)), "must be at least 1", "Correct it.")
+    if not 0.0 <= settings.dead_letter_limit <= 1.0:
+        cause, remedy = "is no share", "Use a number from 0 (never stop) to 1 (stop when all of them fail), e.g. 0.5."
+        raise SettingsError("dead_letter_limit", str(settings.dead_letter_limit), cause, remedy)
     check_results(settings.results)
     if settings.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise SettingsError("log_level", settings.log_level, "is no such level", "Use DEBUG, INFO, WARNING or ERROR.")

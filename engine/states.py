@@ -64,6 +64,17 @@ def follow(subject: str, state: State | None, new_state: State) -> State:
     return new_state
 
 
+class Replayed(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """That an event was taken in once more: which replay, of which dead letter, and where its record lies."""
+
+    id: str
+    topic: str
+    partition: int
+    offset: int
+    #: ``partition/offset`` of the letter.
+    letter: str | None = None
+
+
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The event that a flow run was scheduled for."""
 
@@ -75,6 +86,8 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     offset: int
     #: When Kafka took the record, by its timestamp: what a run waits for may have come right behind it.
     at: datetime | None = None
+    #: Of a replay, whose record has the event: it may have been edited since it lay where it came from.
+    replay: Replayed | None = None
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False):
@@ -120,6 +133,8 @@ class StateChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     event: Origin | None = None
     #: The run's ordering key, where its trigger has one.
     key: str | None = None
+    #: The run that this one repeats: a retry or a rerun of it, or the replay of its dead letter.
+    repeats: str | None = None
 
     #: What the flow returned, still encoded as JSON; ``ABSENT`` where it did not travel.
     result: msgspec.Raw = ABSENT

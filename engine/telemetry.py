@@ -127,11 +127,16 @@ class Tracer:
         event_id: str,
         start: float,
         end: float,
+        replay_of: str | None = None,
     ) -> None:
-        """The record was looked at by the intake: parent is the producer's span, and a link to it is kept."""
+        """The record was looked at by the intake: parent is the producer's span, and a link to it is kept.
+
+        A replay is no part of the old trace, ``replay_of``; it has a link to it.
+        """
         if self._processor is None or not is_sampled(context):
             return
-        links = () if producer is None else (Link(_context(producer)),)
+        linked = producer if replay_of is None else replay_of
+        links = () if linked is None else (Link(_context(linked)),)
         attributes = {
             **_messaging(position.topic, "process", "process"),
             _PARTITION: str(position.partition),
@@ -185,8 +190,17 @@ class Tracer:
         context = attempt_context(run_context, task_run_id, attempt)
         self._end(f"task {task}", SpanKind.INTERNAL, context, run_context, started_at, ended_at, attributes, failure)
 
-    def send(self, context: str, parent: str, change: StateChange, topic: str, start: float, end: float) -> None:
-        """A state change was sent and acknowledged."""
+    def send(
+        self,
+        context: str,
+        parent: str | None,
+        change: StateChange,
+        topic: str,
+        start: float,
+        end: float,
+        repeat_of: str | None = None,
+    ) -> None:
+        """A state change was sent and acknowledged. ``repeat_of`` is the trace of the run that it repeats."""
         if self._processor is None or not is_sampled(context):
             return
         attributes: dict[str, Any] = {
@@ -198,7 +212,8 @@ class Tracer:
         }
         if change.task_run_id is not None:
             attributes[_TASK_RUN_ID] = change.task_run_id
-        self._end(f"send {topic}", SpanKind.PRODUCER, context, parent, start, end, attributes, None)
+        links = () if repeat_of is None else (Link(_context(repeat_of)),)
+        self._end(f"send {topic}", SpanKind.PRODUCER, context, parent, start, end, attributes, None, links)
 
     def flush(self) -> None:
         """Export what is waiting; blocks for at most a few seconds."""

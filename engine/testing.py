@@ -84,6 +84,7 @@ class Bench:
         self.settings = settings
         self.broker = broker
         self._triggers = Triggers(flows.values())
+        self._lettered = {name for name, flow in flows.items() if flow.on_failure is not None}
         self._sink = broker.sink()
         self._changes: dict[str, list[StateChange]] = {}
         self._ended: dict[str, asyncio.Event] = {}
@@ -117,6 +118,7 @@ class Bench:
         for run_id in expected:
             await self._ended.setdefault(run_id, asyncio.Event()).wait()
         runs = [Run(run_id, self._changes[run_id][0].flow, self._changes[run_id]) for run_id in expected]
+        letters += sum(run.state in (State.FAILED, State.CRASHED) and run.flow in self._lettered for run in runs)
         return Outcome(runs, await self._read_letters(letters, str(position)))
 
     async def follow(self) -> None:

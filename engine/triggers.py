@@ -35,7 +35,9 @@ class Triggers:
 
     def __init__(self, flows: Iterable[Flow[..., Any]]) -> None:
         self._by_topic: dict[str, list[tuple[Flow[..., Any], On]]] = {}
+        self._flows: dict[str, Flow[..., Any]] = {}
         for flow in flows:
+            self._flows[flow.name] = flow
             for trigger in flow.triggers:
                 self._by_topic.setdefault(trigger.topic, []).append((flow, trigger))
 
@@ -49,18 +51,50 @@ class Triggers:
 
         A flow with several triggers is started by the first that matches.
         """
-        found: dict[str, Match | Refusal] = {}
-        for flow, trigger in self._by_topic.get(topic, ()):
-            if flow.name in found or not _concerns(trigger, event):
+        return _matches(self._by_topic.get(topic, ()), event)
+
+    def match_again(self, topic: str, event: RawEvent, flow: str | None) -> list[Match | Refusal]:
+        """What an event of ``topic`` starts that is replayed, into one ``flow`` or into all that take it.
+
+        A flow that is named starts by its triggers on that topic; where it has none there, by the event alone. Raises
+        EventError where nothing starts: whoever replays an event wants to know.
+        """
+        if flow is None:
+            found = self.match(topic, event)
+        elif (named := self._flows.get(flow)) is None:
+            raise EventError(Reason.UNKNOWN_FLOW, f"no handler declares a flow {flow!r}; known: {', '.join(self._flows)}")
+        else:
+            own = [(named, trigger) for trigger in named.triggers if trigger.topic == topic]
+            found = _matches(own or [(named, On(topic))], event)
+        if not found:
+            whose = "no trigger" if flow is None else f"no trigger of the flow {flow}"
+            raise EventError(Reason.NO_MATCH, f"{whose} on the topic {topic} takes the event")
+        return found
+
+    def match_parameters(self, flow: str, parameters: bytes, key: str | None) -> Match | Refusal:
+        """The start of a flow from the parameters of an earlier run of it. Raises EventError where there is no such flow."""
+        if (named := self._flows.get(flow)) is None:
+            raise EventError(Reason.UNKNOWN_FLOW, f"no handler declares a flow {flow!r}; known: {', '.join(self._flows)}")
+        try:
+            named.arguments(parameters)
+        except EventError as error:
+            return Refusal(flow, error)
+        return Match(flow, parameters, key)
+
+
+def _matches(triggers: Iterable[tuple[Flow[..., Any], On]], event: RawEvent) -> list[Match | Refusal]:
+    found: dict[str, Match | Refusal] = {}
+    for flow, trigger in triggers:
+        if flow.name in found or not _concerns(trigger, event):
+            continue
+        try:
+            typed = flow.read_event(event)
+            if trigger.where is not None and not _call(Reason.PREDICATE_FAILED, trigger.where, typed, bool):
                 continue
-            try:
-                typed = flow.read_event(event)
-                if trigger.where is not None and not _call(Reason.PREDICATE_FAILED, trigger.where, typed, bool):
-                    continue
-                found[flow.name] = Match(flow.name, flow.bind(typed), _key(trigger, typed))
-            except EventError as error:
-                found[flow.name] = Refusal(flow.name, error)
-        return list(found.values())
+            found[flow.name] = Match(flow.name, flow.bind(typed), _key(trigger, typed))
+        except EventError as error:
+            found[flow.name] = Refusal(flow.name, error)
+    return list(found.values())
 
 
 def _concerns(trigger: On, event: RawEvent) -> bool:

@@ -30,7 +30,10 @@ def fresh_settings(**options: Any) -> Settings:
 def moved(app: str, flows: Iterable[Flow[..., Any]]) -> dict[str, Flow[..., Any]]:
     """The flows, listening to topics of this app alone, by name."""
     return {
-        flow.name: Flow(flow.function, tuple(_moved(app, flow)), flow.name, pack=flow.pack, retry=flow.retry) for flow in flows
+        flow.name: Flow(
+            flow.function, tuple(_moved(app, flow)), flow.name, pack=flow.pack, retry=flow.retry, on_failure=flow.on_failure
+        )
+        for flow in flows
     }
 
 

@@ -1,0 +1,193 @@
+"""Dead letters and replays through a whole engine: on the log in memory and on real Kafka, with tasks in threads."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engine.broker import Outgoing, Record
+from engine.dead_letters import Content, Letter, Replay, read_letter, write_replay
+from engine.flows import Flow
+from engine.inline import InlineExecutor
+from engine.kafka import KafkaBroker
+from engine.memory import MemoryBroker
+from engine.runs import repeat_id_of
+from engine.states import State
+from engine.stops import LIMIT_RECORDS, write_resumed
+from tests.app_under_test import AppUnderTest, fresh_settings
+from tests.integration import flows_letters as flows
+from tests.waiting import eventually
+
+BAD = b'{"name": 7}'
+
+
+class Place:
+    def __init__(self, kafka: str, memory: MemoryBroker, stack: AsyncExitStack) -> None:
+        self._kafka, self._memory, self._stack = kafka, memory, stack
+
+    async def start(self, *wanted: Flow[..., object], **options: object) -> AppUnderTest:
+        settings = fresh_settings(kafka=self._kafka, **options) if self._kafka else fresh_settings(**options)
+        broker, log = (KafkaBroker(settings), KafkaBroker(settings)) if self._kafka else (self._memory, self._memory)
+        app = AppUnderTest(settings, wanted, broker, InlineExecutor(), log)
+        self._stack.push_async_callback(app.close)
+        await app.start()
+        return app
+
+
+@pytest.fixture(params=["memory", "kafka"])
+async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
+    kafka = request.getfixturevalue("kafka") if request.param == "kafka" else ""
+    async with AsyncExitStack() as stack:
+        yield Place(kafka, MemoryBroker(), stack)
+
+
+def as_letter(record: Record) -> Letter:
+    found = read_letter(record)
+    assert isinstance(found, Letter)
+    return found
+
+
+async def replay(app: AppUnderTest, letter: Letter, id: str, *, value: bytes | None = None, flow: str | None = None) -> None:
+    details, record = letter.details, letter.record
+    asked = Replay(
+        id=id,
+        origin=details.origin,
+        flow=flow or details.flow,
+        letter=letter.id,
+        repeats=details.run_id,
+        key=details.key,
+        trace=details.trace,
+        content=details.content,
+        headers=letter.headers,
+    )
+    await app.write(write_replay(app.settings.replays_topic, asked, record.key, value or record.value))
+
+
+async def test_a_replay_with_an_edited_value_runs_once_however_often_it_is_sent(place: Place) -> None:
+    app = await place.start(flows.errand)
+    await app.send_record("errands", BAD, app.headers("e-1"), key=b"k")
+    [letter] = map(as_letter, await app.letters(1))
+    assert (letter.details.reason, letter.details.flow) == ("invalid-parameters", "errand")
+    for _ in range(2):
+        await replay(app, letter, "again-1", value=b'{"name": "tea", "shop": "s"}')
+    run = await app.run_of(repeat_id_of(app.run_id("errand", "e-1"), "again-1"))
+    assert run.result == "TEA"
+    event = run.changes[0].event
+    assert event is not None
+    assert event.replay is not None
+    assert (event.id, event.topic, event.replay.id, event.replay.letter) == (
+        "e-1",
+        app.topic("errands"),
+        "again-1",
+        letter.id,
+    )
+    # What comes behind it on the same topics was read after both copies.
+    await replay(app, letter, "again-2", value=b'{"name": "milk", "shop": "s"}')
+    await app.run_of(repeat_id_of(app.run_id("errand", "e-1"), "again-2"))
+    assert len(app.ends()) == 2
+
+
+async def test_a_replay_that_fails_again_is_a_letter_again_with_its_origin(place: Place) -> None:
+    app = await place.start(flows.errand)
+    position = await app.send_record("errands", BAD, app.headers("e-1"), key=b"k")
+    [letter] = map(as_letter, await app.letters(1))
+    await replay(app, letter, "again", value=b'{"name": 8}')
+    found = list(map(as_letter, await app.letters(2)))
+    [second] = [one for one in found if one.details.replay]
+    assert (second.details.origin, second.details.replay) == (position, "again")
+    assert (second.record.key, second.record.value, second.headers) == (b"k", b'{"name": 8}', letter.headers)
+    assert second.details.identity != letter.details.identity
+
+
+@pytest.mark.parametrize("name", ["errand", "packed_errand"])
+async def test_a_run_that_fails_leaves_its_event_and_runs_again(place: Place, tmp_path: Path, name: str) -> None:
+    flow = getattr(flows, name)
+    app = await place.start(flow)
+    topic = "errands" if name == "errand" else "packed-errands"
+    needed = tmp_path / "money"
+    value = msgspec.json.encode({"name": "tea", "needs": str(needed), "shop": "s"})
+    position = await app.send_record(topic, value, app.headers("e-1"), key=b"\xff")
+    failed = await app.run(name, "e-1")
+    assert failed.end.state is State.FAILED
+    # Its end was told, so its letter is there.
+    [letter] = map(as_letter, await app.records(app.settings.dead_letters_topic))
+    details = letter.details
+    assert (details.reason, details.run_id, details.origin, details.flow) == ("run-failed", failed.id, position, name)
+    assert (letter.record.key, letter.record.value, letter.headers) == (b"\xff", value, app.headers("e-1"))
+    assert "money is missing" in details.error
+    await replay(app, letter, "too-early")
+    early = await app.run_of(repeat_id_of(failed.id, "too-early"))
+    assert early.end.state is State.FAILED
+    assert early.changes[0].repeats == failed.id
+    assert early.changes[0].key == failed.changes[0].key
+    found = list(map(as_letter, await app.records(app.settings.dead_letters_topic)))
+    [second] = [one for one in found if one.details.replay]
+    assert (second.details.origin, second.details.run_id, second.headers) == (position, early.id, letter.headers)
+    needed.touch()
+    await replay(app, second, "in-time")
+    done = await app.run_of(repeat_id_of(failed.id, "in-time"))
+    assert done.result == "TEA"
+    assert done.changes[0].repeats == early.id
+
+
+async def test_an_event_that_is_gone_leaves_its_parameters(place: Place, tmp_path: Path) -> None:
+    app = await place.start(flows.errand)
+    needed = tmp_path / "money"
+    topic = app.topic("errands")
+    # A SCHEDULED whose origin is no longer there, as retention leaves it.
+    await app.send("errands", {"name": "tea", "shop": "s"}, id="first")
+    first = await app.run("errand", "first")
+    scheduled = first.changes[0]
+    assert scheduled.event is not None
+    gone = msgspec.structs.replace(scheduled.event, id="gone", offset=10_000)
+    from engine.runs import run_id_of
+    from engine.states import Envelope
+
+    run_id = run_id_of(app.settings.app, "errand", app.source, "gone")
+    parameters = msgspec.Raw(msgspec.json.encode({"job": {"name": "tea", "needs": str(needed), "shop": "s"}}))
+    change = msgspec.structs.replace(scheduled, run_id=run_id, event=gone, parameters=parameters, traceparent=None)
+    value, headers = Envelope.of(app.settings.app, run_id).write(change, scheduled.traceparent or "")
+    await app.write(Outgoing(app.settings.states_topic, b"s", value, headers))
+    assert (await app.run_of(run_id)).end.state is State.FAILED
+    [letter] = map(as_letter, await app.records(app.settings.dead_letters_topic))
+    assert (letter.details.content, letter.record.value, letter.details.key) == (Content.PARAMETERS, bytes(parameters), "s")
+    needed.touch()
+    await replay(app, letter, "again")
+    done = await app.run_of(repeat_id_of(run_id, "again"))
+    assert done.result == "TEA"
+    assert done.changes[0].event is not None
+    assert (done.changes[0].event.id, done.changes[0].event.topic, done.changes[0].key) == ("gone", topic, "s")
+
+
+async def test_a_letter_goes_into_a_flow_that_nothing_else_starts(place: Place) -> None:
+    app = await place.start(flows.errand, flows.by_hand)
+    await app.send_record("errands", BAD, app.headers("e-1"))
+    [letter] = map(as_letter, await app.letters(1))
+    await replay(app, letter, "again", value=b'{"name": "tea"}', flow="by_hand")
+    assert (await app.run_of(repeat_id_of(app.run_id("by_hand", "e-1"), "again"))).result == "TEA BY HAND"
+    await replay(app, letter, "lost", flow="nobody")
+    reasons = {one.details.reason for one in map(as_letter, await app.letters(2))}
+    assert reasons == {"invalid-parameters", "unknown-flow"}
+
+
+async def test_a_topic_where_nearly_all_fails_is_stopped_alone_and_loses_nothing(place: Place) -> None:
+    app = await place.start(flows.errand, flows.packed_errand, dead_letter_limit=0.5, event_partitions=1)
+    ids = [f"bad-{n}" for n in range(LIMIT_RECORDS + 50)]
+    bad = [Outgoing(app.topic("errands"), None, BAD, app.headers(id)) for id in ids]
+    await app.write(*bad)
+    await eventually(lambda: "dead_letter_limit" in app.app.readiness()["intake"])
+    assert "engine dead-letters resume" in app.app.readiness()["intake"]
+    await app.send("errands", {"name": "late", "shop": "s"}, id="late")
+    # Another topic goes on.
+    assert (await app.do("packed-errands", {"name": "tea"}, "packed_errand")).result == "TEA"
+    assert len(await app.records(app.settings.dead_letters_topic)) == LIMIT_RECORDS
+    assert app.ends(app.run_id("errand", "late")) == []
+    await app.write(write_resumed(app.topic("errands"), app.settings.dead_letters_topic))
+    assert (await app.run("errand", "late")).result == "LATE"
+    letters = [one for record in await app.records(app.settings.dead_letters_topic) if (one := read_letter(record))]
+    assert len(letters) == len(ids)
+    assert app.app.readiness()["intake"] == "ok"
