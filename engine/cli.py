@@ -31,7 +31,24 @@ _COMMANDS = {
 _GROUPS = {
     "events": ("Send events.", {"send": ("engine.cli_events:send", "Send one event, or a file of them, to a topic.")}),
     "states": ("See state changes.", {"tail": ("engine.cli_states:tail", "Show state changes as they happen.")}),
-    "runs": ("Look at runs.", {"watch": ("engine.cli_runs:watch", "Follow one run; exits with its fate.")}),
+    "runs": (
+        "Look at runs, and repeat them.",
+        {
+            "watch": ("engine.cli_runs:watch", "Follow one run; exits with its fate."),
+            "retry": ("engine.cli_repeats:retry", "Run again what ended FAILED, CRASHED or CANCELLED, as a new run."),
+            "rerun": ("engine.cli_repeats:rerun", "Run again what has ended, however it did, as a new run."),
+        },
+    ),
+    "dead-letters": (
+        "See to what could not become a run, or failed as one.",
+        {
+            "ls": ("engine.cli_dead_letters:ls", "List dead letters."),
+            "show": ("engine.cli_dead_letters:show", "Show one whole: reason, key, headers, value."),
+            "replay": ("engine.cli_dead_letters:replay", "Have letters taken in once more."),
+            "drop": ("engine.cli_dead_letters:drop", "Mark letters as done with."),
+            "resume": ("engine.cli_dead_letters:resume", "Go on with a topic that dead_letter_limit has stopped."),
+        },
+    ),
     "flows": (
         "Look at the flows of the handlers.",
         {

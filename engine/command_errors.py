@@ -66,6 +66,17 @@ class NotFound(EngineError):
         return f"no {self.what} {self.name!r}. {self.remedy}"
 
 
+class NotRepeatable(EngineError):
+    """Raised when a run is not in a state in which it can be repeated. No run was made."""
+
+    def __init__(self, run_id: str, state: str, remedy: str) -> None:
+        super().__init__(run_id, state, remedy)
+        self.run_id, self.state, self.remedy = run_id, state, remedy
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} is {self.state}. {self.remedy}"
+
+
 class RunTimeout(EngineError):
     """Raised when a run that is watched has not ended in time. The run goes on; watch it again."""
 
