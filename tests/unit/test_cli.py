@@ -54,7 +54,11 @@ def handlers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "dev", "run", "doctor", "events send", "states tail", "runs watch", "flows ls", "flows show"],
+    [
+        *("demo", "dev", "run", "doctor", "events send", "states tail", "runs watch", "runs retry", "runs rerun"),
+        *("flows ls", "flows show", "dead-letters ls", "dead-letters show", "dead-letters replay", "dead-letters drop"),
+        "dead-letters resume",
+    ],
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*command.split(), "--help") == 0

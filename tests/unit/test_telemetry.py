@@ -142,6 +142,15 @@ class TestSpans:
         assert spans[0].parent is None
         assert spans[0].links == ()
 
+    def test_a_replay_is_the_root_of_a_trace_of_its_own_with_a_link_to_the_old_one(self) -> None:
+        made, spans = tracer()
+        made.process(made.begin(None, POSITION), None, POSITION, "g", "42", 1.0, 2.0, SAMPLED)
+        made.send(made.begin(None, POSITION), None, CHANGE, "t", 1.0, 2.0, SAMPLED)
+        for span in spans:
+            assert span.parent is None
+            assert format_trace_id(span.context.trace_id) != TRACE_ID
+            assert [format_span_id(link.context.span_id) for link in span.links] == [span_id(SAMPLED)]
+
     def test_a_run_that_failed_is_an_error_with_its_type(self) -> None:
         made, spans = tracer()
         context = run_context(SAMPLED, RUN_ID)
