@@ -15,7 +15,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 from engine.errors import WiringError
-from engine.logs import logger
 
 #: Asks for a timer: (when, callback). Answers what cancels it.
 SetTimer = Callable[[float, Callable[[], None]], Callable[[], None]]
@@ -30,6 +29,7 @@ class FlowLoop(asyncio.AbstractEventLoop):
         self._set_timer = set_timer
         self._ready: deque[events.Handle] = deque()
         self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        self._lost: list[BaseException] = []
 
     def advance(self) -> None:
         """Run until everything waits."""
@@ -95,10 +95,15 @@ class FlowLoop(asyncio.AbstractEventLoop):
         return False
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """An error that nobody looked at, of an asyncio task that was dropped: said, as asyncio would, and no more."""
+        """An error that nobody looked at: a task that was dropped."""
         error = context.get("exception")
         if isinstance(error, BaseException):
-            logger.warning("an asyncio task of the flow failed, and nobody awaited it", flow=self._flow, error=repr(error))
+            self._lost.append(error)
+
+    def take_lost(self) -> list[BaseException]:
+        """The errors of tasks that nobody looked at since this was asked last, as asyncio reports them."""
+        lost, self._lost = self._lost, []
+        return lost
 
     def _timer_handle_cancelled(self, handle: events.TimerHandle) -> None:
         if isinstance(handle, _Timer):

@@ -91,6 +91,10 @@ class Recording(FlowCalls):
             recorder.reset(token)
         return self._taken()
 
+    def take_lost(self) -> list[BaseException]:
+        """The errors of asyncio tasks that the flow has dropped, since this was asked last."""
+        return self._loop.take_lost()
+
     def close(self) -> None:
         """Let go of a flow that will not be gone on with."""
         if self._main is not None and not self._main.done():

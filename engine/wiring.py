@@ -18,7 +18,7 @@ from engine.errors import FlowBlocked
 from engine.failures import failure_of
 from engine.flow_watch import FlowWatch
 from engine.flows import Flow
-from engine.logs import run_fields
+from engine.logs import logger, run_fields
 from engine.planning import Advance, Feed, Limits, Outcome
 from engine.recording import Recording
 from engine.runs import FlowRun
@@ -79,6 +79,7 @@ class Wirer:
         context = run_context(run.traceparent or "", run.run_id)
         recording = Recording(flow, run, context, start.at, self._limits)
         advance = self._watched(run, functools.partial(recording.start, start.history))
+        self._say_lost(recording)
         if advance.outcome is None:
             self._recordings[run.run_id] = recording
         return advance
@@ -88,9 +89,14 @@ class Wirer:
         if recording is None:
             return Advance()
         advance = self._watched(recording.run, functools.partial(recording.feed, feeds))
+        self._say_lost(recording)
         if advance.outcome is not None:
             del self._recordings[run_id]
         return advance
+
+    def _say_lost(self, recording: Recording) -> None:
+        for error in recording.take_lost():  # as asyncio would: nothing waits for it, so it fails nothing
+            logger.warning("an asyncio task of a flow failed, and nobody awaited it", error=repr(error))
 
     def _forget(self, run_id: str) -> None:
         recording = self._recordings.pop(run_id, None)
