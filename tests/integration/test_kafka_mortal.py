@@ -1,4 +1,4 @@
-"""Kafka that dies, stands still or refuses: the engine waits and says so, and then every event has one run and one end."""
+"""Kafka that dies or stands still: the engine waits and says so, and then every event has one run and one end."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from engine.apache import ApacheKafka
 from engine.broker import Outgoing, Sink
@@ -128,27 +126,3 @@ async def test_a_broker_that_stands_still_for_a_while_loses_and_doubles_nothing(
     producer.is_done = True
     await producing
     await all_ended_once(app, producer.acknowledged)
-
-
-async def test_while_too_few_replicas_are_in_sync_the_engine_waits_and_says_so(
-    app: AppUnderTest, mortal_kafka: ApacheKafka
-) -> None:
-    """``NotEnoughReplicas``, on the state topic alone: the events come in and wait."""
-    await demand_replicas(mortal_kafka, app.settings.states_topic, 2)
-    ids = [await app.send("diamonds", {"value": number}) for number in range(30)]
-    await eventually(lambda: troubles(app), OUTAGE_SECONDS)
-    assert "intake" in troubles(app)
-    assert app.changes == []
-    await demand_replicas(mortal_kafka, app.settings.states_topic, 1)
-    await all_ended_once(app, ids)
-    await eventually(lambda: not troubles(app))
-
-
-async def demand_replicas(server: ApacheKafka, topic: str, count: int) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=server.bootstrap)
-    await admin.start()
-    try:
-        resource = ConfigResource(ConfigResourceType.TOPIC, topic, configs={"min.insync.replicas": str(count)})
-        await admin.alter_configs([resource])
-    finally:
-        await admin.close()
