@@ -5,7 +5,7 @@ Runs inside the scheduler, in its event loop. A run that is under way or has end
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -116,11 +116,17 @@ class HeldParcels:
             self._tell(slot, {"died": run_ids, "reason": reason})
         self._graph.release([key])
 
-    def release(self, run_ids: Sequence[str], keep_seconds: float) -> None:
-        """The ends of these runs are on the state topic: results that did not travel go after ``keep_seconds``."""
+    def release(self, run_ids: Sequence[str], keep_seconds: float, slots: Collection[tuple[str, int]]) -> None:
+        """The ends of these runs are on the state topic: results that did not travel go after ``keep_seconds``.
+
+        Only those of the partitions ``slots``, which the engine that says so owns: others need the outcome still, to tell it.
+        """
         for run_id in run_ids:
-            known = self._runs.pop(run_id, None)
-            if known is not None and known.is_kept:
+            known = self._runs.get(run_id)
+            if known is None or known.slot not in slots:
+                continue
+            del self._runs[run_id]
+            if known.is_kept:
                 self._scheduler.loop.call_later(keep_seconds, self._let_go, run_id)
 
     def _share(self, key: str, run_ids: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from engine.cluster import Cluster, in_process
 from engine.errors import DaskUnavailable
 from engine.executor import Call, Report, Submission
 from engine.flows import Flow
-from engine.parcels import Outcome
+from engine.parcels import Outcome, PackedRun, Parcel
 from engine.planning import Limits
 from engine.progress import Progress
 from engine.recording import Recording
@@ -23,6 +23,7 @@ from engine.runs import FlowRun
 from engine.scheduler import NAME
 from engine.states import State, StateChange, utc
 from tests.integration import flows_graphs as flows
+from tests.integration import flows_packed
 from tests.integration.dask_under_test import scheduler_holds
 from tests.waiting import eventually
 
@@ -35,6 +36,7 @@ class Owner:
     def __init__(self, address: str) -> None:
         self.cluster = Cluster("shop", address, connect_timeout_seconds=2.0)
         self.reports: list[Report] = []
+        self.outcomes: list[Outcome] = []
         self.resets = 0
 
     async def start(self, epoch: int) -> Owner:
@@ -56,7 +58,7 @@ class Owner:
         self.reports += reports
 
     def on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
-        raise AssertionError("nothing was packed")
+        self.outcomes += outcomes
 
     def on_deaths(self, run_ids: Sequence[str], reason: str) -> None:
         raise AssertionError("nothing was packed")
@@ -210,6 +212,36 @@ async def test_a_stale_owner_disturbs_no_run_of_the_current_one(owners: Owners) 
     held = await scheduler_holds(owners.address)
     assert RUN_ID in held["runs"]
     assert calls[0].key in held["tasks"]
+
+
+async def do_another_run(owner: Owner, run_id: str, partition: int) -> None:
+    """Return when the scheduler has taken in everything that the owner has sent before."""
+    owner.cluster.own(partition, 2)
+    calls = calls_of(flows.one, b'{"value": 1}', run_id)
+    owner.cluster.submit([Submission(run_id, partition, 2, calls)])
+    await eventually(lambda: any(report.run_id == run_id for report in owner.reports))
+
+
+async def test_a_stale_owner_lets_no_packed_run_of_the_current_one_go(owners: Owners, tmp_path: Path) -> None:
+    """The end that it has written is void: the current owner asks for the outcome, and the run must not run again for it."""
+    stale = await owners.start(1)
+    parameters = msgspec.json.encode({"number": 1, "how": "", "folder": str(tmp_path)})
+    run = PackedRun(RUN_ID, parameters, f"00-{'1' * 32}-{'2' * 16}-00", 1.0)
+    parcel = Parcel("a" * 32, "small", flows_packed.small.reference, (run,), 1_000)
+    stale.cluster.send(parcel, [(0, 1)])
+    await eventually(lambda: stale.outcomes)
+    current = await owners.start(2)
+    await do_another_run(current, "e" * 32, 0)  # its epoch is known by then
+    stale.cluster.release_parcels([RUN_ID], 0.0)
+    await do_another_run(stale, "f" * 32, 1)  # and what the stale one has said was heard
+    current.cluster.send(msgspec.structs.replace(parcel, parcel_id="b" * 32), [(0, 2)])
+    await eventually(lambda: current.outcomes)
+    assert [outcome.state for outcome in current.outcomes] == [State.COMPLETED]
+    assert (tmp_path / "notes").read_text() == "1\n"
+    current.cluster.release_parcels([RUN_ID], 0.0)
+    current.cluster.send(msgspec.structs.replace(parcel, parcel_id="c" * 32), [(0, 2)])
+    await eventually(lambda: len(current.outcomes) == 2)
+    assert (tmp_path / "notes").read_text() == "1\n1\n", "what its owner lets go is gone"
 
 
 async def test_a_failed_attempt_waits_until_the_next_one_is_submitted(owners: Owners, tmp_path: Path) -> None:
