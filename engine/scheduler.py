@@ -248,7 +248,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._parcels.hear(outcomes)
 
     def release_parcels(self, client: str, run_ids: list[str], keep_seconds: float) -> None:
-        """Packed runs have ended, and their ends are on the state topic; where the engine has lost the partition, they are void."""
+        """Packed runs have ended, and their ends are on the state topic: void where the engine has lost the partition."""
         self._parcels.release(run_ids, keep_seconds, {slot for slot, (_, owner) in self._owners.items() if owner == client})
 
     # --- Tasks and names ------------------------------------------------------------------------------------------------
