@@ -8,15 +8,11 @@ from typing import Any
 
 import msgspec
 
+from engine.terminal import printable as printable
+from engine.terminal import printable_lines
+
 # JSON escapes C0 itself; DEL and C1 can steer a terminal as well, and mean the same when escaped.
 _STEERING = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-
-
-def printable(text: str) -> str:
-    """``text`` with everything that has no shape of its own escaped: a control character shows as ``\\x1b``."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def short(text: str, limit: int = 100) -> str:
@@ -43,8 +39,7 @@ def put(line: str) -> None:
 
 def say(line: str) -> None:
     """A line for a person, on standard error. Lines inside it stay lines; anything else is made printable."""
-    shown = "\n".join(printable(part) for part in line.replace("\t", " ").split("\n"))
-    sys.stderr.write(f"{shown}\n")
+    sys.stderr.write(f"{printable_lines(line)}\n")
     sys.stderr.flush()
 
 

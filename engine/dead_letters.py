@@ -18,6 +18,8 @@ from engine.events import Headers, Position, Reason, valid_traceparent
 
 #: What the headers that are added, and the key, may take beside the value.
 OVERHEAD_BYTES = 65_536
+#: What a header costs beside its name and content.
+_HEADER_BYTES = 10
 _MAX_ERROR_TEXT = 4_096
 _REASON, _REPLAY, _MARK = "x-engine-reason", "x-engine-replay", "x-engine-mark"
 
@@ -126,9 +128,12 @@ def replay_id_of(identity: str, earlier: int, flow: str | None, value: bytes | N
 def write_letter(
     topic: str, details: Details, key: bytes | None, value: bytes | None, headers: Headers, limit_bytes: int
 ) -> Outgoing:
-    """The record of a letter. A value that would not fit is left out, and the letter says so."""
-    if value is not None and len(value) + OVERHEAD_BYTES > limit_bytes:
+    """The record of a letter. What would not fit is left out: the value first, and the letter says so; then key and headers."""
+    around = len(key or b"") + sum(len(name) + len(content or b"") + _HEADER_BYTES for name, content in headers)
+    if len(value or b"") + around + OVERHEAD_BYTES > limit_bytes:
         details = msgspec.structs.replace(details, content=Content.ABSENT)
+    if around + OVERHEAD_BYTES > limit_bytes:
+        key, headers = None, ()
     added = [
         (_REASON, details.reason),
         ("x-engine-error", details.error[:_MAX_ERROR_TEXT]),

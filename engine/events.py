@@ -136,15 +136,16 @@ def decode_data(event: RawEvent, type: Any) -> Any:
     value does not fit the type; the text names the field.
     """
     content_type = (event.datacontenttype or "application/json").partition(";")[0].strip().lower()
+    if type is bytes and event.data is not None:
+        return event.data
+    is_text = content_type.startswith("text/") and event.data is not None
+    if not is_text and content_type != "application/json" and not content_type.endswith("+json"):
+        raise EventError(
+            Reason.MALFORMED_DATA, f"data of content type {content_type!r} cannot be decoded; send application/json"
+        )
     try:
-        if type is bytes and event.data is not None:
-            return event.data
-        if content_type.startswith("text/") and event.data is not None:
-            return msgspec.convert(event.data.decode(), type)
-        if content_type != "application/json" and not content_type.endswith("+json"):
-            raise EventError(
-                Reason.MALFORMED_DATA, f"data of content type {content_type!r} cannot be decoded; send application/json"
-            )
+        if is_text:
+            return msgspec.convert((event.data or b"").decode(), type)
         if event.data is None or event.data == b"":
             return msgspec.convert(None, type)
         return msgspec.json.decode(event.data, type=type)
@@ -152,6 +153,8 @@ def decode_data(event: RawEvent, type: Any) -> Any:
         raise EventError(Reason.INVALID_PARAMETERS, str(error)) from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise EventError(Reason.MALFORMED_DATA, f"{error}") from error
+    except Exception as error:  # a type's own code (__post_init__ …): the record goes to the dead letters with what it raised
+        raise EventError(Reason.INVALID_PARAMETERS, text_of(error)) from error
 
 
 def to_headers(event: Event[Any]) -> Headers:
@@ -178,6 +181,15 @@ def to_headers(event: Event[Any]) -> Headers:
 def valid_traceparent(text: str | None) -> str | None:
     """``text`` where it is a well-formed version-00 traceparent, else None: W3C says to start a new trace then."""
     return text if text is not None and _TRACEPARENT.match(text) else None
+
+
+def text_of(error: Exception) -> str:
+    """Name and text of what user code raised."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except Exception as broken:  # user code in __str__: the dead letter is written all the same
+        return f"{name}: <its text cannot be had: {type(broken).__name__}>"
 
 
 def _text(name: str, content: bytes | None) -> str:

@@ -123,7 +123,8 @@ class Flow(Generic[P, R]):
             if self._is_whole:
                 return encode({self.parameters_type.__struct_fields__[0]: event.data})
             return encode(event.data)
-        except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+            # Some values can be read and not be written; the record goes to the dead letters.
             raise EventError(Reason.INVALID_PARAMETERS, f"the parameters cannot be encoded: {error}") from error
 
     def arguments(self, parameters: bytes) -> dict[str, Any]:

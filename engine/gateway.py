@@ -240,6 +240,9 @@ def _batch(body: bytes, trace: Headers, position: Position) -> list[RawEvent]:
 
 def _outgoing(topic: str, event: RawEvent) -> Outgoing:
     key = event.extensions.get("partitionkey")
+    if (event.datacontenttype or "").strip().lower().startswith("application/cloudevents"):
+        # As a record of its own the event would be read as the one inside its data.
+        raise EventError(Reason.MALFORMED_EVENT, "an event inside an event cannot be taken; send it by itself")
     headers = to_headers(event)
     if not event.type:
         # A bare record has no identity of its own: its readers name it by where it lies.

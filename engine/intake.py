@@ -120,8 +120,15 @@ class Intake:
                 try:
                     await self._write_patiently(one.outgoing)
                 except RecordTooLarge as error:
-                    await self._write_patiently([self._translator.refused(one, error)])
+                    await self._write_small_letter(one, error)
             return []
+
+    async def _write_small_letter(self, taken: Taken, error: RecordTooLarge) -> None:
+        """As much of a letter as the topic takes."""
+        try:
+            await self._write_patiently([self._translator.refused(taken, error)])
+        except RecordTooLarge:  # its headers alone are too much
+            await self._write_patiently([self._translator.refused(taken, error, is_bare=True)])
 
     async def _write_patiently(self, outgoing: list[Outgoing]) -> list[Position]:
         backoff_seconds = 0.1

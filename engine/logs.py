@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
+from collections.abc import MutableMapping
 from contextvars import Context, ContextVar
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
 from engine.states import StateChange
 from engine.telemetry import trace_id_of
+from engine.terminal import printable, printable_lines
 
 #: Handed out before logging is set up, too: it looks up the configuration at its first line.
 logger: Any = structlog.get_logger("engine")
@@ -24,9 +27,10 @@ def configure(*, level: str = "INFO", as_json: bool | None = None) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
     ]
-    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
-    # Exceptions become one JSON field; on a terminal the console renderer shows them better.
-    exceptions: list[Any] = [structlog.processors.format_exc_info] if as_json else []
+    # JSON escapes all but ASCII. On a terminal what came from outside must not steer it, or pass for a line of ours.
+    console = structlog.dev.ConsoleRenderer(exception_formatter=_show_exception)
+    renderer: Any = structlog.processors.JSONRenderer() if as_json else console
+    exceptions: list[Any] = [structlog.processors.format_exc_info if as_json else _make_printable]
     numeric = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     structlog.configure(
         processors=[*shared, *exceptions, renderer],
@@ -47,6 +51,17 @@ def configure(*, level: str = "INFO", as_json: bool | None = None) -> None:
     # These say at WARNING and above what we say ourselves, in words that name the remedy.
     for name in ("aiokafka", "distributed.client", "distributed.comm", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL if name.startswith("aiokafka") else logging.ERROR)
+
+
+def _make_printable(_: Any, __: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name, value in fields.items():
+        if isinstance(value, str):
+            fields[name] = printable_lines(value) if name in ("exception", "stack") else printable(value)
+    return fields
+
+
+def _show_exception(out: TextIO, exc_info: Any) -> None:
+    out.write(f"\n{printable_lines(''.join(traceback.format_exception(*exc_info)).rstrip())}")
 
 
 def log_failure(change: StateChange, traceparent: str) -> None:

@@ -77,9 +77,15 @@ class Translator:
             taken.scheduled.append((send, change))
         return taken
 
-    def refused(self, taken: Taken, error: Exception) -> Outgoing:
-        """The dead letter of a record of which something was too large for its topic; without its value."""
-        return self._dead_letter(taken, EventError(Reason.TOO_LARGE, str(error)), None, with_value=False)
+    def refused(self, taken: Taken, error: Exception, *, is_bare: bool = False) -> Outgoing:
+        """The dead letter of a record of which something was too large for its topic; without its value.
+
+        A bare one is without its key and headers, too: that always fits.
+        """
+        if is_bare:
+            taken = msgspec.structs.replace(taken, headers=())
+        letter = self._dead_letter(taken, EventError(Reason.TOO_LARGE, str(error)), None, with_value=False)
+        return msgspec.structs.replace(letter, key=None) if is_bare else letter
 
     def _read(self, taken: Taken) -> RawEvent | None:
         """The event; None where only the parameters of a run are known that had none."""
@@ -125,7 +131,7 @@ class Translator:
             replayed = Replayed(replay.id, place.topic, place.partition, place.offset, replay.letter)
         origin = None
         if event is not None and event.position is not None:
-            at = datetime.fromtimestamp(taken.record.timestamp_ms / 1000, UTC)
+            at = _time_of(taken.record)
             lies = (event.position.topic, event.position.partition, event.position.offset)
             origin = Origin(event.source, event.id, event.type, *lies, at=at, replay=replayed)
         return StateChange(
@@ -161,3 +167,11 @@ class Translator:
         )
         logger.warning("dead letter", reason=details.reason, error=error.cause, origin=str(taken.origin), flow=flow)
         return write_letter(self._settings.dead_letters_topic, details, record.key, record.value, taken.headers, limit)
+
+
+def _time_of(record: Record) -> datetime:
+    """When the producer says that it made the record, which may be any number."""
+    try:
+        return datetime.fromtimestamp(record.timestamp_ms / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0, UTC)  # no time that anybody could have meant; the event is as good as any

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from engine.errors import EventError
-from engine.events import Event, RawEvent, Reason
+from engine.events import Event, RawEvent, Reason, text_of
 from engine.flows import Flow, On
 
 T = TypeVar("T")
@@ -122,12 +122,4 @@ def _call(reason: Reason, function: Callable[[Event[Any]], Any], event: Event[An
     try:
         return into(function(event))  # asking for the truth of a value may raise, too
     except Exception as error:  # the handler's own code: the record goes to the dead letters with what it raised
-        raise EventError(reason, _text_of(error)) from error
-
-
-def _text_of(error: Exception) -> str:
-    name = type(error).__name__
-    try:
-        return f"{name}: {error}"
-    except Exception as broken:  # user code in __str__: the dead letter is written all the same
-        return f"{name}: <its text cannot be had: {type(broken).__name__}>"
+        raise EventError(reason, text_of(error)) from error
