@@ -46,6 +46,9 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
 
 
 sys.addaudithook(_hook)
+# Types are read from their annotations, which Python evaluates, when the first batch is decoded: not while anybody watches.
+with contextlib.suppress(EventError):
+    gateway._batch(b"[{}]", (), HERE)
 
 
 @contextlib.contextmanager
