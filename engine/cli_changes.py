@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 from rich.text import Text
 
-from engine.cli_output import printable, safe_json, short
+from engine.cli_output import safe_json, short
 from engine.states import State, StateChange, encode
+from engine.terminal import printable
 
 _STYLES = {
     State.SCHEDULED: "dim",

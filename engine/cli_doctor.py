@@ -7,9 +7,10 @@ from rich.text import Text
 
 from engine import logs
 from engine.cli_flags import AppFlag, DaskFlag, HandlersFlag, JsonFlag, KafkaFlag, settings_of
-from engine.cli_output import json_text, printable, put
+from engine.cli_output import json_text, put
 from engine.doctor import examine
 from engine.kafka import KafkaBroker
+from engine.terminal import printable
 
 _FAILED = 1
 _UNREACHABLE = 4

@@ -13,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.cli_flags import HandlersFlag, JsonFlag, settings_of
-from engine.cli_output import json_text, printable, put, say
+from engine.cli_output import json_text, put, say
 from engine.command_errors import NotFound
 from engine.flows import Flow, On
 from engine.loader import load
+from engine.terminal import printable
 
 
 def ls(handlers: HandlersFlag = None, *, json: JsonFlag = False) -> None:

@@ -10,9 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from engine.cli_output import printable, short
+from engine.cli_output import short
 from engine.dead_letters import Letter
 from engine.letter_lists import Entry, Status
+from engine.terminal import printable, printable_lines
 
 _STYLES = {Status.OPEN: "red", Status.DROPPED: "dim", Status.REPLAYED: "green", Status.REPEAT: "dim"}
 _ERROR_WIDTH = 200
@@ -102,7 +103,7 @@ def _readable(content: bytes) -> str:
 def _readable_lines(content: bytes) -> str:
     """Text as its lines; anything else in hexadecimal, with where each row begins."""
     try:
-        return "\n".join(printable(line) for line in content.decode().split("\n"))
+        return printable_lines(content.decode())
     except UnicodeDecodeError:
         rows = range(0, len(content), _HEX_ROW)
         return "\n".join(f"{start:08x}  {content[start : start + _HEX_ROW].hex(' ')}" for start in rows)

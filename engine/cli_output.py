@@ -8,8 +8,7 @@ from typing import Any
 
 import msgspec
 
-from engine.terminal import printable as printable
-from engine.terminal import printable_lines
+from engine.terminal import printable, printable_lines
 
 # JSON escapes C0 itself; DEL and C1 can steer a terminal as well, and mean the same when escaped.
 _STEERING = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")

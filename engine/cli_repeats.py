@@ -13,8 +13,9 @@ from engine.cli_flags import AppFlag, JsonFlag, KafkaFlag, settings_of
 from engine.cli_output import json_text, put, say
 from engine.events import Position, valid_traceparent
 from engine.kafka import KafkaBroker
-from engine.repeats import Kind, history_of, repeat, write
+from engine.repeats import Kind, history_of, repeat
 from engine.telemetry import Tracer, child_of, is_sampled
+from engine.translator import write_scheduled
 
 RunId = Annotated[str, Parameter(help="The whole id of the run.")]
 RequestFlag = Annotated[str | None, Parameter(help="Id of this request: the same one for the same run makes no second repeat.")]
@@ -52,7 +53,7 @@ async def _repeat(run_id: str, kind: Kind, request_id: str | None, app: str | No
         if is_sampled(old):
             context = f"{context[:-2]}01"
         send = child_of(context, change.run_id, 0, 0, "send")
-        await sink.write([write(settings, change, send)])
+        await sink.write([write_scheduled(settings, change, send)])
         tracer.send(send, None, change, settings.states_topic, started_at, time.time(), old)
     finally:
         await sink.close()

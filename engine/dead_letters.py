@@ -7,7 +7,6 @@ producer called its headers, ours are those from the last one of that name on, a
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
 from enum import StrEnum
 
 import msgspec
@@ -15,6 +14,7 @@ import msgspec
 from engine.broker import Outgoing, Record
 from engine.errors import EventError
 from engine.events import Headers, Position, Reason, valid_traceparent
+from engine.runs import digest
 
 #: What the headers that are added, and the key, may take beside the value.
 OVERHEAD_BYTES = 65_536
@@ -104,16 +104,6 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     content: Content = Content.EVENT
     #: The headers of the event itself.
     headers: Headers = ()
-
-
-def digest(*parts: str) -> str:
-    """32 hex digits that stand for ``parts``."""
-    made = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        text = part.encode(errors="surrogatepass")
-        made.update(len(text).to_bytes(4, "big"))
-        made.update(text)
-    return made.hexdigest()
 
 
 def replay_id_of(identity: str, earlier: int, flow: str | None, value: bytes | None) -> str:
@@ -218,11 +208,6 @@ def read_replay(headers: Headers) -> Replay:
         content=content,
         headers=own,
     )
-
-
-def letter_at(moment: datetime) -> str:
-    """A moment as letters have it."""
-    return moment.isoformat()
 
 
 def _details(added: dict[str, str]) -> Details:

@@ -82,6 +82,7 @@ class Dispatcher:
             if ledger is not None and change.key is None and (run := ledger.read_ahead(position.offset, change)) is not None:
                 self._driver.waitlist.add(ledger, run)
         self._driver.nudge()
+        self._regulate()  # the intake may come again before the topic is read again
 
     async def close(self) -> None:
         """Leave: tell what is known, commit, leave the group. What runs on the cluster goes on for the next owner.

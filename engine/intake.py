@@ -97,11 +97,15 @@ class Intake:
         # Only now: an offset committed earlier would lose the event if we died in between.
         for one in taken:
             self._done[one.record.topic, one.record.partition] = one.record.offset + 1
-        written = [position for position in positions if position.topic == self._settings.states_topic]
-        changes = [msgspec.structs.replace(change, traceparent=send) for one in taken for send, change in one.scheduled]
-        self._on_scheduled(list(zip(written, changes, strict=False)))
+        self._hand_over(taken, positions)
         if self._tracer.is_on:
             self._trace(taken, time.time())
+
+    def _hand_over(self, taken: list[Taken], positions: list[Position]) -> None:
+        written = [position for position in positions if position.topic == self._settings.states_topic]
+        if written:
+            changes = [msgspec.structs.replace(change, traceparent=send) for one in taken for send, change in one.scheduled]
+            self._on_scheduled(list(zip(written, changes, strict=True)))
 
     async def _hold(self) -> None:
         """Read no further in stopped topics, whichever of their partitions are ours by now; go on in those that resume."""

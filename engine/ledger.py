@@ -102,10 +102,10 @@ class Ledger:
 
     def _open(self, offset: int, change: StateChange) -> FlowRun | None:
         seen = bytes.fromhex(change.run_id)
-        if seen in self._seen or change.run_id in self.runs:  # a run may be open for longer than the window
-            return None
         now = change.at.timestamp()
         self._forget(now - self._window_seconds)
+        if seen in self._seen or change.run_id in self.runs:  # a run may be open for longer than the window
+            return None
         self._seen[seen] = now
         run = self.runs[change.run_id] = FlowRun(change, offset)
         return run

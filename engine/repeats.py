@@ -6,13 +6,13 @@ from enum import StrEnum
 
 import msgspec
 
-from engine.broker import Broker, Outgoing
+from engine.broker import Broker
 from engine.command_errors import NotFound, NotRepeatable
 from engine.errors import EventError
 from engine.runs import repeat_id_of
 from engine.settings import Settings
 from engine.snapshots import snapshot
-from engine.states import Envelope, Ownership, State, StateChange, is_ownership, read, type_of, utc
+from engine.states import Ownership, State, StateChange, is_ownership, read, type_of, utc
 from engine.subscriber import Deduplicator
 
 
@@ -86,10 +86,3 @@ def repeat(run_id: str, history: History, kind: Kind, request_id: str | None, no
     return msgspec.structs.replace(
         scheduled, run_id=repeat_id_of(run_id, request), at=utc(now), repeats=run_id, traceparent=None
     )
-
-
-def write(settings: Settings, change: StateChange, traceparent: str) -> Outgoing:
-    """The record. Its key is the ordering key where the run has one, so it lies where the run that it repeats lies."""
-    value, headers = Envelope.of(settings.app, change.run_id).write(change, traceparent)
-    key = change.run_id if change.key is None else change.key
-    return Outgoing(settings.states_topic, key.encode(), value, headers)

@@ -9,23 +9,27 @@ from typing import Any
 from engine.states import ABSENT, Failure, Origin, State, StateChange, follow, utc
 
 
+def digest(*parts: str) -> str:
+    """32 hex digits that stand for these parts, and for no others."""
+    made = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        text = part.encode(errors="surrogatepass")
+        made.update(len(text).to_bytes(4, "big"))  # so that no two identities run together into the same bytes
+        made.update(text)
+    return made.hexdigest()
+
+
 def run_id_of(app: str, flow: str, source: str, event_id: str) -> str:
     """The id of the run that an event makes of an app's flow: a digest, so that a redelivered event makes the same run.
 
     The app belongs to it because apps may share a scheduler and a topic, and a run's id names its keys on the cluster.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (app, flow, source, event_id):
-        text = part.encode()
-        digest.update(len(text).to_bytes(4, "big"))  # so that no two identities run together into the same bytes
-        digest.update(text)
-    return digest.hexdigest()
+    return digest(app, flow, source, event_id)
 
 
 def repeat_id_of(run_id: str, request_id: str) -> str:
     """The id of the run that repeats another: the same request, repeated, makes the same run."""
-    digest = hashlib.blake2b(f"{run_id}/{request_id}".encode(errors="surrogatepass"), digest_size=16, person=b"engine repeat")
-    return digest.hexdigest()
+    return digest(run_id, request_id)
 
 
 def task_run_id_of(run_id: str, task: str, index: str) -> str:

@@ -71,9 +71,7 @@ class Translator:
                 continue
             change = self._scheduled(taken, found, event)
             send = child_of(taken.context, change.run_id, 0, 0, "send")
-            value, headers = Envelope.of(self._settings.app, change.run_id).write(change, send)
-            key = change.run_id if found.key is None else found.key
-            taken.outgoing.append(Outgoing(self._settings.states_topic, key.encode(), value, headers))
+            taken.outgoing.append(write_scheduled(self._settings, change, send))
             taken.scheduled.append((send, change))
         return taken
 
@@ -167,6 +165,13 @@ class Translator:
         )
         logger.warning("dead letter", reason=details.reason, error=error.cause, origin=str(taken.origin), flow=flow)
         return write_letter(self._settings.dead_letters_topic, details, record.key, record.value, taken.headers, limit)
+
+
+def write_scheduled(settings: Settings, scheduled: StateChange, traceparent: str) -> Outgoing:
+    """The record of a SCHEDULED. Its key is the ordering key where the run has one: runs of one key lie in one partition."""
+    value, headers = Envelope.of(settings.app, scheduled.run_id).write(scheduled, traceparent)
+    key = scheduled.run_id if scheduled.key is None else scheduled.key
+    return Outgoing(settings.states_topic, key.encode(), value, headers)
 
 
 def _time_of(record: Record) -> datetime:

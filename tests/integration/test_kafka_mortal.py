@@ -70,6 +70,12 @@ class Producer:
             self.acknowledged.append(id)
         await self._sink.close()
 
+    async def goes_on(self) -> None:
+        """Wait until it gets through again, then let it end."""
+        before = len(self.acknowledged)
+        await eventually(lambda: len(self.acknowledged) >= before + 20, OUTAGE_SECONDS)
+        self.is_done = True
+
 
 async def all_ended_once(app: AppUnderTest, acknowledged: list[str]) -> None:
     expected = {app.run_id("diamond", id) for id in acknowledged}
@@ -98,12 +104,10 @@ async def test_a_broker_that_is_killed_and_comes_back_loses_and_doubles_nothing(
     os.kill(mortal_kafka.pid, signal.SIGKILL)
     await mortal_kafka.wait()
     await mortal_kafka.stop()  # what is left of it
-    before = len(producer.acknowledged)
     await eventually(lambda: troubles(app), OUTAGE_SECONDS)
     assert any(mortal_kafka.bootstrap in trouble for trouble in troubles(app).values())
     await mortal_kafka.start(print)
-    await eventually(lambda: len(producer.acknowledged) >= before + 20, OUTAGE_SECONDS)
-    producer.is_done = True
+    await producer.goes_on()
     await producing
     await all_ended_once(app, producer.acknowledged)
     await eventually(lambda: not troubles(app))
@@ -121,8 +125,6 @@ async def test_a_broker_that_stands_still_for_a_while_loses_and_doubles_nothing(
         await eventually(lambda: troubles(app), OUTAGE_SECONDS)
     finally:
         os.kill(mortal_kafka.pid, signal.SIGCONT)
-    before = len(producer.acknowledged)
-    await eventually(lambda: len(producer.acknowledged) >= before + 20, OUTAGE_SECONDS)
-    producer.is_done = True
+    await producer.goes_on()
     await producing
     await all_ended_once(app, producer.acknowledged)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from engine.cli_output import json_text, print_error, printable, say, short
+from engine.cli_output import json_text, print_error, say, short
 from engine.command_errors import NotFound
+from engine.terminal import printable
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ from starlette.requests import Request
 from engine import gateway
 from engine.broker import Outgoing, Record
 from engine.cli_changes import as_line
-from engine.cli_output import printable
 from engine.errors import EngineError, EventError
 from engine.events import Headers, Position, RawEvent, Reason, decode_data, from_structured, read, to_headers, valid_traceparent
 from engine.settings import Settings
 from engine.states import Envelope, Failure, State, StateChange, is_scheduled, type_of, utc
 from engine.states import read as read_change
 from engine.telemetry import Tracer
+from engine.terminal import printable
 from engine.translator import Translator
 from engine.triggers import Refusal, Triggers
 from tests.unit import hostile

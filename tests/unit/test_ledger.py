@@ -293,3 +293,11 @@ def test_nothing_is_taken_in_ahead_of_history_nor_twice() -> None:
     assert ledger.read_ahead(4, scheduled()) is None, "it has been read"
     assert ledger.read_ahead(5, scheduled()) is not None
     assert ledger.read_ahead(6, scheduled()) is None, "a repeat"
+
+
+def test_an_id_leaves_the_window_by_its_time_whether_or_not_another_run_comes() -> None:
+    ledger = feed(Ledger(0, epoch=0, dedup_window_seconds=WINDOW_SECONDS), [None, scheduled(at=1.0)])
+    ledger.close(RUN_IDS[0])
+
+    assert ledger.read(2, scheduled(at=WINDOW_SECONDS)) is None
+    assert ledger.read(3, scheduled(at=WINDOW_SECONDS + 2.0)) is not None

@@ -6,9 +6,10 @@ import msgspec
 import pytest
 
 from engine.command_errors import NotFound, NotRepeatable
-from engine.repeats import History, Kind, repeat, write
+from engine.repeats import History, Kind, repeat
 from engine.settings import Settings
 from engine.states import Origin, State, StateChange, utc
+from engine.translator import write_scheduled
 
 RUN = "ab" * 16
 SCHEDULED = StateChange(
@@ -49,9 +50,9 @@ def test_a_retry_is_the_same_with_another_id_and_says_what_it_repeats(state: Sta
         *(SCHEDULED.flow, SCHEDULED.parameters),
         *(SCHEDULED.event, "customer"),
     )
-    assert write(Settings(), change, "").key == b"customer"
+    assert write_scheduled(Settings(), change, "").key == b"customer"
     keyless = msgspec.structs.replace(change, key=None)
-    assert write(Settings(), keyless, "").key == change.run_id.encode()
+    assert write_scheduled(Settings(), keyless, "").key == change.run_id.encode()
 
 
 def test_what_completed_is_rerun_and_not_retried() -> None:
