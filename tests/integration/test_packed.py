@@ -95,7 +95,7 @@ async def test_code_that_cannot_be_stopped_fails_its_run_and_the_others_go_on(ap
 @pytest.mark.parametrize("stored", [False, True])
 async def test_a_result_that_does_not_travel_is_had_by_its_reference(apps: Apps, tmp_path: Path, stored: bool) -> None:
     results = f"file://{tmp_path}" if stored else ""
-    app = await apps.start(flows.large, results=results, result_ttl_seconds=1.0)
+    app = await apps.start(flows.large, results=results, result_ttl_seconds=600.0)
     run = await app.do("large", {"size": 50_000}, "large")
     assert run.end.reason == "too large: 50,002 bytes"
     if stored:
@@ -104,5 +104,11 @@ async def test_a_result_that_does_not_travel_is_had_by_its_reference(apps: Apps,
     assert run.end.result_ref == f"dask:variable/run-{run.id}"
     async with Client(apps.dask, asynchronous=True, set_as_default=False) as client:
         assert len(await (await Variable(f"run-{run.id}", client=client).get(timeout=5))) == 50_000
+
+
+async def test_a_result_on_the_cluster_goes_when_its_time_is_over(apps: Apps) -> None:
+    app = await apps.start(flows.large, results="", result_ttl_seconds=0.5)
+    run = await app.do("large", {"size": 50_000}, "large")
+    assert run.end.result_ref == f"dask:variable/run-{run.id}"
     while any(run.id in name for names in (await scheduler_holds(apps.dask)).values() for name in names):
         pass  # each look is a round trip to the scheduler
