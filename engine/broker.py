@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -146,6 +146,21 @@ class Sink(Protocol):
         ...
 
 
+class Reader(Protocol):
+    """Reads single records by their offsets."""
+
+    async def read(self, partition: Partition, offsets: Collection[int]) -> dict[int, Record]:
+        """The records at these offsets; those that the log does not hold, or no longer, are left out.
+
+        Raises KafkaUnavailable.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Free everything."""
+        ...
+
+
 class Broker(Protocol):
     """Makes sources and sinks on one log."""
 
@@ -166,6 +181,10 @@ class Broker(Protocol):
 
     def sink(self) -> Sink:
         """A new producer."""
+        ...
+
+    def reader(self) -> Reader:
+        """A new reader of single records, which connects when it is first used."""
         ...
 
     async def ensure_topics(self, topics: Sequence[TopicSpec]) -> list[str]:

@@ -10,14 +10,17 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from engine.broker import Broker, Outgoing, Partition, Record, Sink
+from engine.checkpointer import Checkpointer
 from engine.driver import Driver
 from engine.errors import EngineError, KafkaUnavailable
 from engine.events import Position
 from engine.ledger import Ledger
 from engine.logs import logger
 from engine.publisher import Publisher
+from engine.restorer import Restorer
 from engine.settings import Settings
 from engine.states import Ownership, StateChange, is_ownership, is_scheduled, read, type_of, utc, write_ownership
 
@@ -25,6 +28,10 @@ _POLL_SECONDS = 0.2
 _COMMIT_INTERVAL_SECONDS = 1.0
 #: While nothing is read but what this engine knows already, it is read in larger batches, and later than what waits for it.
 _LINGER_SECONDS = 0.01
+#: A group that rebalances waits so long at most for our checkpoints: those that are on the log already are good, too.
+_REVOKED_SECONDS = 2.0
+#: An engine that stops waits so long at most for a moment in which all is told.
+_DRAIN_SECONDS = 1.0
 
 
 class Dispatcher:
@@ -40,7 +47,12 @@ class Dispatcher:
         self._source = broker.source(
             [self._topic], group=settings.dispatch_group, on_assigned=self._assigned, on_revoked=self._revoked
         )
+        self._restorer = Restorer(broker, self._topic, settings.dedup_window_seconds)
+        self._checkpointer = Checkpointer(settings, publisher)
         self._ledgers: dict[int, Ledger] = {}
+        #: After a rebalance, where the log of a partition that stayed with us ended. Before we have read so far, we do not
+        #: know whether somebody else owned it in between.
+        self._doubtful: dict[int, int] = {}
         self._paused = False
         self._committed: dict[Partition, int] = {}
         self._committed_at = 0.0
@@ -60,6 +72,7 @@ class Dispatcher:
                 has_news = await self._take_all(records)
                 self._driver.nudge()
                 self._regulate()
+                self._checkpointer.consider(self._undoubted())
                 await self._commit()
                 if records and not has_news:
                     await asyncio.sleep(_LINGER_SECONDS)
@@ -85,13 +98,18 @@ class Dispatcher:
         self._regulate()  # the intake may come again before the topic is read again
 
     async def close(self) -> None:
-        """Leave: tell what is known, commit, leave the group. What runs on the cluster goes on for the next owner.
+        """Leave: tell what is known, checkpoint, commit, leave the group. What runs goes on for the next owner.
 
         Call after ``run`` has returned, while the publisher still writes.
         """
-        await self._publisher.drain()
+        # What runs on the cluster goes on to report: then there is no end of it, and the next owner hears what we do not tell.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                await self._publisher.drain()
+        await self._checkpointer.hand_over(self._undoubted(), self._settings.grace_seconds / 2)
         self._committed_at = 0.0
         await self._commit()
+        await self._checkpointer.close()
         await self._source.close()
         await self._driver.close()
 
@@ -102,6 +120,8 @@ class Dispatcher:
             self._drop(number)
         if new := sorted(numbers - set(self._ledgers)):
             logger.info("taking over partitions of the state topic", partitions=new)
+        if kept := sorted((self._topic, number) for number in numbers & set(self._ledgers)):
+            self._doubtful.update({number: end for (_, number), end in (await self._source.end_offsets(kept)).items()})
         starts: dict[Partition, int] = {}
         for number in numbers:
             ledger = self._ledgers.get(number) or await self._take_over(number)
@@ -109,32 +129,49 @@ class Dispatcher:
         return starts
 
     async def _revoked(self, partitions: Sequence[Partition]) -> None:
-        """Commit before the others read. What we drive stays ours until we hear that somebody else took it over."""
+        """Checkpoint and commit before the others read. What we drive stays ours until we hear of another owner."""
+        await self._checkpointer.hand_over(self._undoubted(), _REVOKED_SECONDS)
         self._committed_at = 0.0
         await self._commit()
 
-    async def _take_over(self, number: int) -> Ledger:
+    def _undoubted(self) -> list[Ledger]:
+        """The ledgers of the partitions that are ours beyond doubt."""
+        for number, end in list(self._doubtful.items()):
+            ledger = self._ledgers.get(number)
+            if ledger is None or ledger.next_offset >= end:
+                del self._doubtful[number]
+        return [ledger for number, ledger in self._ledgers.items() if number not in self._doubtful]
+
+    async def _take_over(self, number: int, *, from_checkpoint: bool = True) -> Ledger:
         ownership = Ownership(number, self._owner, utc(time.time()))
         value, headers = write_ownership(self._settings.app, ownership)
         # First on the log: from this record's offset on, nothing that an earlier owner still writes counts.
         [position] = await self._sink.write([Outgoing(self._topic, None, value, headers, number)])
         # Then to the cluster: nothing that an earlier owner still submits runs.
         self._driver.own(number, position.offset)
-        ledger = Ledger(number, position.offset, self._settings.dedup_window_seconds)
-        partition = (self._topic, number)
-        window_ms = int((time.time() - self._settings.dedup_window_seconds) * 1000)
-        committed = await self._source.committed(partition)
-        in_window = await self._source.offset_at(partition, window_ms)
-        # The window's ids must be known before a run may be called new; the committed offset may be younger than that.
-        ledger.next_offset = (committed or 0) if in_window is None else min(committed or 0, in_window)
+        now = time.time()
+        committed = await self._source.committed((self._topic, number)) if from_checkpoint else None
+        ledger, checkpoint = await self._restorer.restore(number, position.offset, committed, now)
+        if checkpoint is not None and committed is not None:
+            self._checkpointer.restored(ledger, checkpoint.size, committed)
+            self._committed[self._topic, number] = committed
         self._ledgers[number] = ledger
-        logger.debug("partition taken over", partition=number, epoch=position.offset, reads_from=ledger.next_offset)
+        logger.debug(
+            "partition taken over",
+            partition=number,
+            epoch=position.offset,
+            reads_from=ledger.next_offset,
+            open_runs=len(ledger.runs),
+            seconds=round(time.time() - now, 3),
+        )
         return ledger
 
     def _drop(self, number: int) -> None:
         """Somebody else owns the partition: forget its runs, and leave what they have on the cluster alone."""
         self._ledgers.pop(number)
         self._committed.pop((self._topic, number), None)
+        self._doubtful.pop(number, None)
+        self._checkpointer.drop(number)
         self._driver.drop(number)
 
     async def _take_all(self, records: Sequence[Record]) -> bool:
@@ -147,14 +184,19 @@ class Dispatcher:
             if ledger is None or number in anew:
                 continue  # read before the partition was lost, or taken over anew: the ledger would have a gap
             has_news |= self._take(ledger, record)
-            if ledger.is_usurped:
-                logger.warning("partition was taken over by another engine and came back", partition=number)
+            if ledger.is_usurped or ledger.is_misled:
+                if ledger.is_misled:
+                    logger.error("a checkpoint is void, the partition is read from its beginning", partition=number)
+                else:
+                    logger.warning("partition was taken over by another engine and came back", partition=number)
                 self._drop(number)
-                self._source.seek((self._topic, number), (await self._take_over(number)).next_offset)
+                taken = await self._take_over(number, from_checkpoint=not ledger.is_misled)
+                self._source.seek((self._topic, number), taken.next_offset)
                 anew.add(number)
         return has_news
 
     def _take(self, ledger: Ledger, record: Record) -> bool:
+        ledger.bytes_read += len(record.value or b"")
         was_recovered = ledger.is_recovered
         ce_type = type_of(record.headers)
         if is_ownership(ce_type):
@@ -208,9 +250,10 @@ class Dispatcher:
             return
         self._committed_at = now
         offsets = {
-            (self._topic, number): ledger.safe_offset
-            for number, ledger in self._ledgers.items()
-            if ledger.is_recovered and self._committed.get((self._topic, number)) != ledger.safe_offset
+            (self._topic, ledger.partition): offset
+            for ledger in self._undoubted()
+            if (offset := self._checkpointer.committable(ledger.partition)) is not None
+            and self._committed.get((self._topic, ledger.partition)) != offset
         }
         if not offsets:
             return

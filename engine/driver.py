@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from engine.awaited import AwaitedEvents
 from engine.driven import Driven
 from engine.executor import Call, Executor, Report, Submission
@@ -66,8 +64,8 @@ class Driver:
         limits = Limits(settings.inline_result_bytes, settings.max_run_tasks, settings.app if settings.results else "")
         self._wirer = Wirer(flows, limits, settings.flow_timeout_seconds)
         self._feeder = Feeder(self._wirer, executor, self._on_advance, self._on_lost)
-        #: Flows that are tried again.
-        self._again: set[asyncio.Task[None]] = set()
+        #: Flows that are being gone through, for the first time or again.
+        self._begins: set[asyncio.Task[None]] = set()
         self._ledgers: Mapping[int, Ledger] = {}
         self._packer = Packer(settings, flows, executor, publisher, tracer, self._on_packed_end)
 
@@ -105,9 +103,9 @@ class Driver:
         for driven in self._driven.values():
             driven.close()
         self._packer.close()
-        for task in self._again:
+        for task in self._begins:
             task.cancel()
-        await asyncio.gather(*self._again, return_exceptions=True)
+        await asyncio.gather(*self._begins, return_exceptions=True)
         await self._feeder.close()
         await self._events.close()
         await self._executor.close()
@@ -121,7 +119,8 @@ class Driver:
             await self._wake.wait()
             self._wake.clear()
             while (room := self._room()) > 0:
-                await self._begin_all(self.waitlist.take(room))
+                # What begins goes on when we are stopped, so that it is told what a run is ahead of the log by.
+                await asyncio.shield(self._begin_soon(self.waitlist.take(room)))
 
     def _room(self) -> int:
         """How many runs may begin now; none while the cluster is away or Kafka does not keep up."""
@@ -141,6 +140,7 @@ class Driver:
             driven = self._new(ledger, run)
             step = driven.progress.begin(now)
             begun.append((driven, step))
+            self._publisher.untold.add(run)
             starts.append(Start(run, heard(run), run.running_at))
         if not starts:
             return
@@ -150,15 +150,19 @@ class Driver:
             if self._is_ours(driven):
                 self._tell(driven, step, is_decision=advance.is_decided)
                 self._advance(driven, advance, submissions)
+        self._publisher.untold.tell([driven.progress.run for driven, _ in begun])
         self._submit_all(submissions)
 
     def _begin_again(self, driven: Driven) -> None:
         """The next attempt of a flow, which takes the place of the last."""
         self._wirer.forget(driven.run_id)
-        begin = self._begin_all([(driven.ledger, driven.progress.run)])
-        task = asyncio.get_running_loop().create_task(begin, name="engine-begin-again")
-        self._again.add(task)
-        task.add_done_callback(self._again.discard)
+        self._begin_soon([(driven.ledger, driven.progress.run)])
+
+    def _begin_soon(self, batch: Sequence[tuple[Ledger, FlowRun]]) -> asyncio.Task[None]:
+        begin = asyncio.get_running_loop().create_task(self._begin_all(batch), name="engine-begin")
+        self._begins.add(begin)
+        begin.add_done_callback(self._begins.discard)
+        return begin
 
     def _new(self, ledger: Ledger, run: FlowRun) -> Driven:
         settings = self._settings
@@ -335,14 +339,8 @@ class Driver:
         driven = self._driven.pop(run_id)
         self._parked.discard(run_id)
         self._feeder.forget(run_id)
-        if self._flows.get(driven.progress.run.flow, _PLAIN).is_async:
+        flow = self._flows.get(driven.progress.run.flow)
+        if flow is not None and flow.is_async:
             self._wirer.forget(run_id)
             self._events.drop_run(run_id)
         driven.close()
-
-
-class _Plain(msgspec.Struct, frozen=True):
-    is_async: bool = False
-
-
-_PLAIN = _Plain()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from engine.broker import OnAssigned, OnRevoked, TopicSpec
 from engine.kafka_connection import KafkaConnection
+from engine.kafka_reader import KafkaReader
 from engine.kafka_sink import DELIVERY_SECONDS, KafkaSink
 from engine.kafka_source import KafkaSource
 from engine.settings import Settings
@@ -35,6 +36,10 @@ class KafkaBroker:
     def sink(self, *, delivery_seconds: float = DELIVERY_SECONDS) -> KafkaSink:
         """A new producer, whose writes fail after ``delivery_seconds``."""
         return KafkaSink(self._connection, delivery_seconds)
+
+    def reader(self) -> KafkaReader:
+        """A new reader of single records, which connects when it is first used."""
+        return KafkaReader(self._connection)
 
     async def ensure_topics(self, topics: Sequence[TopicSpec]) -> list[str]:
         """Make the topics that are missing; answers their names. Raises KafkaUnavailable or TopicError."""

@@ -16,6 +16,8 @@ from engine.kafka_connection import REQUEST_SECONDS, UNREACHABLE, KafkaConnectio
 
 #: A fetch that finds nothing is answered after so long. A partition that is resumed waits behind it.
 FETCH_WAIT_SECONDS = 0.1
+#: Between two heartbeats.
+HEARTBEAT_SECONDS = 0.5
 #: Leaving a group politely takes a request; without Kafka it is given up after so long.
 CLOSE_SECONDS = 5.0
 
@@ -61,7 +63,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             auto_offset_reset="latest" if self._from_latest else "earliest",
             isolation_level="read_committed",
             session_timeout_ms=int(settings.session_timeout_seconds * 1000),
-            heartbeat_interval_ms=int(min(3.0, settings.session_timeout_seconds / 4) * 1000),
+            # With a heartbeat a member hears, too, that others have come or gone: so long may a handover wait for it.
+            heartbeat_interval_ms=int(min(HEARTBEAT_SECONDS, settings.session_timeout_seconds / 4) * 1000),
             rebalance_timeout_ms=int(rebalance_seconds * 1000),
             fetch_max_wait_ms=int(FETCH_WAIT_SECONDS * 1000),
             max_partition_fetch_bytes=max(1024 * 1024, settings.max_record_bytes),
@@ -71,10 +74,10 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             async with asyncio.timeout(REQUEST_SECONDS):
                 await consumer.start()
         except UNREACHABLE as error:
-            await _stop(consumer)
+            await stop_consumer(consumer)
             raise self._connection.unavailable(error) from error
         except BaseException:  # whatever it was goes on up; nothing half started stays behind
-            await _stop(consumer)
+            await stop_consumer(consumer)
             raise
         self._consumer = consumer
         if self._group is None:
@@ -114,7 +117,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             raise self._connection.unavailable(error) from error
         records: list[Record] = []
         for (topic, partition), batch in found.items():
-            records += [Record(topic, partition, r.offset, r.key, r.value, _headers(r.headers), r.timestamp) for r in batch]
+            records += [record_of(topic, partition, read) for read in batch]
         return records
 
     async def commit(self, offsets: Mapping[Partition, int]) -> bool:
@@ -210,7 +213,7 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         if self._settling is not None:
             self._settling.cancel()
             await asyncio.wait((self._settling,))
-        await _stop(self._consumer)
+        await stop_consumer(self._consumer)
         self._assignment = frozenset()
         if self._fetching is not None:
             self._fetching.cancel()
@@ -269,7 +272,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             raise failure
 
 
-async def _stop(consumer: Any) -> None:
+async def stop_consumer(consumer: Any) -> None:
+    """Leave the group and free everything, also where Kafka is away."""
     stopping = asyncio.ensure_future(consumer.stop())
     await asyncio.wait((stopping,), timeout=CLOSE_SECONDS)
     if not stopping.done():
@@ -278,6 +282,11 @@ async def _stop(consumer: Any) -> None:
     if stopping.cancelled() or stopping.exception() is not None:
         # Without Kafka aiokafka's stop() stumbles over a fetch that it cancelled itself, and leaves its connections open.
         await consumer._client.close()
+
+
+def record_of(topic: str, partition: int, found: Any) -> Record:
+    """A record as aiokafka gave it."""
+    return Record(topic, partition, found.offset, found.key, found.value, _headers(found.headers), found.timestamp)
 
 
 def _headers(headers: Sequence[tuple[str, bytes | None]]) -> Headers:

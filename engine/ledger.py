@@ -1,18 +1,21 @@
-"""The ledger: what a dispatcher knows of one partition of the state topic; pure, records in, runs and safe offset out.
+"""The ledger: what a dispatcher knows of one partition of the state topic; pure, records in, runs out.
 
 It may be fed a record twice (after a rebalance); it must never be fed a gap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 
+from engine.checkpoints import BlockPlace, Checkpoint, Ids
 from engine.runs import FlowRun
+from engine.seen import IdBlock, Seen, Tail
 from engine.states import Epochs, StateChange
 
 
 class Ledger:
-    """Open runs, ids seen and safe offset of one partition, from the view of the owner whose epoch is ``epoch``.
+    """Open runs and ids seen of one partition, from the view of the owner whose epoch is ``epoch``.
 
     The owner writes an ownership record and makes a ledger with its offset; records below it are history to recover
     from, records above it are news.
@@ -25,23 +28,46 @@ class Ledger:
         self.next_offset = 0
         #: Set when somebody else took the partition over after us: nothing we know of it counts any more.
         self.is_usurped = False
+        #: Set when the checkpoint that it goes on from turns out to be void: begin anew, without one.
+        self.is_misled = False
         #: Open runs by id, in the order of their SCHEDULED records.
         self.runs: dict[str, FlowRun] = {}
+        #: Bytes of the records read so far.
+        self.bytes_read = 0
+        #: The ids of the window: all of them, those that only memory holds, and where the others lie.
+        self.seen = Seen(dedup_window_seconds)
+        self.tail = Tail()
+        self.blocks: list[BlockPlace] = []
         self._epochs = Epochs()
-        self._window_seconds = dedup_window_seconds
-        self._seen: dict[bytes, float] = {}
         #: Offsets of SCHEDULED that were taken in ahead of what lies before them.
         self._ahead: set[int] = set()
+        #: Epoch and offset of the checkpoint that it goes on from.
+        self._restored: tuple[int, int] | None = None
 
     @property
     def is_recovered(self) -> bool:
         """Whether all history has been read, so that open runs may be driven."""
         return self.next_offset > self.epoch
 
-    @property
-    def safe_offset(self) -> int:
-        """What may be committed: everything below it belongs to runs whose end is safely on the topic."""
-        return min((run.offset for run in self.runs.values() if run.offset < self.next_offset), default=self.next_offset)
+    def restore(self, offset: int, checkpoint: Checkpoint, ids: Ids, runs: Iterable[FlowRun]) -> None:
+        """Go on from the checkpoint at ``offset``: what it holds, without its blocks. Call before anything is read."""
+        self.runs = {run.run_id: run for run in runs}
+        self.seen.add_block(ids.tail)
+        self.tail.add_block(ids.tail)
+        self.next_offset = checkpoint.from_offset
+        self._epochs.begin(checkpoint.epoch)
+        self._restored = (checkpoint.epoch, offset)
+
+    def restore_block(self, place: BlockPlace, block: IdBlock) -> None:
+        """What a block of the checkpoint holds."""
+        self.seen.add_block(block)
+        self.blocks.append(place)
+
+    def keep_block(self, offset: int, block: IdBlock, now: float) -> None:
+        """The oldest of the tail are on the log, at ``offset``; blocks that have left the window are no longer needed."""
+        self.tail.drop_first(block)
+        self.blocks = [place for place in self.blocks if not self.seen.is_over(place.last_second, now)]
+        self.blocks.append(BlockPlace(offset, block.last_second))
 
     def begin_epoch(self, offset: int) -> None:
         """An ownership record lies at ``offset``."""
@@ -49,6 +75,10 @@ class Ledger:
             return
         self._epochs.begin(offset)
         self.is_usurped = self.is_usurped or offset > self.epoch
+        if self._restored is not None:
+            # Its writer had lost the partition before it wrote, and did not know.
+            epoch, checkpoint = self._restored
+            self.is_misled = self.is_misled or epoch < offset < checkpoint
 
     def skip(self, offset: int) -> None:
         """The record at ``offset`` says nothing that the ledger needs."""
@@ -90,33 +120,29 @@ class Ledger:
         return True
 
     def close(self, run_id: str) -> None:
-        """The end of a run is acknowledged by the log: it no longer holds the safe offset back."""
+        """The end of a run is acknowledged by the log: checkpoints say nothing of it any more."""
         self.runs.pop(run_id, None)
 
     def has_seen(self, run_id: str) -> bool:
         """Whether a run of this id was opened inside the dedup window."""
-        return bytes.fromhex(run_id) in self._seen
+        return bytes.fromhex(run_id) in self.seen
 
     def __iter__(self) -> Iterator[FlowRun]:
         return iter(self.runs.values())
 
     def _open(self, offset: int, change: StateChange) -> FlowRun | None:
         seen = bytes.fromhex(change.run_id)
+        if len(seen) != 16:
+            raise ValueError(f"{change.run_id} is no run's id: it has {len(seen)} bytes, not 16")
         now = change.at.timestamp()
-        self._forget(now - self._window_seconds)
-        if seen in self._seen or change.run_id in self.runs:  # a run may be open for longer than the window
+        self.seen.forget(now)
+        if change.run_id in self.runs or seen in self.seen:  # a run may be open for longer than the window
             return None
-        self._seen[seen] = now
+        second = math.ceil(now)
+        self.seen.add(seen, second)
+        self.tail.add(seen, second)
         run = self.runs[change.run_id] = FlowRun(change, offset)
         return run
-
-    def _forget(self, before: float) -> None:
-        """Drop the ids that have left the window. The log's order is nearly that of time: a late one waits its turn."""
-        while self._seen:
-            oldest = next(iter(self._seen))
-            if self._seen[oldest] >= before:
-                return
-            del self._seen[oldest]
 
     def _advance(self, offset: int) -> bool:
         """Move on to after ``offset``; False for a record that was read before."""

@@ -16,6 +16,8 @@ import msgspec
 from engine.broker import OnAssigned, OnRevoked, Outgoing, Partition, Record, TopicSpec
 from engine.errors import KafkaUnavailable, RecordTooLarge, TopicError
 from engine.events import Position
+from engine.memory_reader import MemoryReader
+from engine.murmur import murmur2
 
 #: Kafka's own default of max.message.bytes.
 DEFAULT_LIMIT_BYTES = 1_048_588
@@ -62,6 +64,10 @@ class MemoryBroker:
     def sink(self) -> MemorySink:
         """A new producer."""
         return MemorySink(self)
+
+    def reader(self) -> MemoryReader:
+        """A new reader of single records."""
+        return MemoryReader(self.log)
 
     async def ensure_topics(self, topics: Sequence[TopicSpec]) -> list[str]:
         """Make the topics that are missing; answers their names. Raises TopicError."""
@@ -327,21 +333,6 @@ class MemorySink:
         if record.key is not None:
             return record.topic, (murmur2(record.key) & 0x7FFFFFFF) % count
         return record.topic, chance.setdefault(record.topic, random.randrange(count))  # noqa: S311  # no secret
-
-
-def murmur2(data: bytes) -> int:
-    """The 32-bit hash by which Kafka's clients choose the partition of a key (MurmurHash 2 with Kafka's own seed)."""
-    mask, factor = 0xFFFFFFFF, 0x5BD1E995
-    state = 0x9747B28C ^ len(data)
-    whole = len(data) & ~3
-    for start in range(0, whole, 4):
-        word = int.from_bytes(data[start : start + 4], "little") * factor & mask
-        word = (word ^ word >> 24) * factor & mask
-        state = state * factor & mask ^ word
-    if rest := data[whole:]:
-        state = (state ^ int.from_bytes(rest, "little")) * factor & mask
-    state = (state ^ state >> 13) * factor & mask
-    return state ^ state >> 15
 
 
 def _size(record: Outgoing) -> int:

@@ -15,11 +15,13 @@ import msgspec
 
 from engine.broker import Outgoing, Sink
 from engine.errors import KafkaUnavailable
+from engine.events import Headers, Position
 from engine.letter_writer import LetterWriter
 from engine.logs import logger
 from engine.runs import FlowRun
 from engine.states import Envelope, StateChange
 from engine.telemetry import Tracer, child_of
+from engine.untold import Untold
 
 _MAX_BACKOFF_SECONDS = 5.0
 #: A write takes at most so many changes, so that one never outgrows the producer.
@@ -31,11 +33,13 @@ _MOST_SPACING_SECONDS = 0.080
 
 
 class _Pending(msgspec.Struct, frozen=True, gc=False):
-    change: StateChange
     record: Outgoing
-    parent: str
-    context: str
-    on_acknowledged: Callable[[], None] | None
+    #: None of what is no state change.
+    change: StateChange | None = None
+    parent: str = ""
+    context: str = ""
+    on_acknowledged: Callable[[], None] | None = None
+    on_written: Callable[[Position], None] | None = None
 
 
 class Publisher:
@@ -46,6 +50,7 @@ class Publisher:
         self._letters = letters
         #: Ends that wait for their letter.
         self._held = 0
+        self.untold = Untold()
         self._sink = sink
         self._topic = topic
         self._tracer = tracer
@@ -74,20 +79,24 @@ class Publisher:
         context = child_of(parent, change.run_id, change.epoch, change.seq, "send")
         value, headers = envelope.write(change, context)
         record = Outgoing(self._topic, run.record_key, value, headers, partition)
-        pending = _Pending(change, record, parent, context, on_acknowledged)
-        self._idle.clear()
+        pending = _Pending(record, change, parent, context, on_acknowledged)
         if self._letters is not None and self._letters.takes(change):
             # A run's end is its last change, so nothing of the run can overtake it.
+            self._idle.clear()
             self._held += 1
-            self._letters.add(run, change, functools.partial(self._let_go, pending))
+            self.untold.add(run)
+            self._letters.add(run, change, functools.partial(self._let_go, run, pending))
             return
-        self._waiting.append(pending)
-        self._wake.set()
+        self._append(pending)
 
-    def _let_go(self, pending: _Pending) -> None:
+    def append(self, value: bytes, headers: Headers, partition: int, on_written: Callable[[Position], None]) -> None:
+        """Queue what is no state change, behind what is queued; ``on_written`` is told where it lies and must not raise."""
+        self._append(_Pending(Outgoing(self._topic, None, value, headers, partition), on_written=on_written))
+
+    def _let_go(self, run: FlowRun, pending: _Pending) -> None:
         self._held -= 1
-        self._waiting.append(pending)
-        self._wake.set()
+        self._append(pending)
+        self.untold.tell([run])
 
     async def run(self) -> None:
         """Write until cancelled. Raises what no repetition mends, e.g. RecordTooLarge."""
@@ -109,13 +118,18 @@ class Publisher:
         """Wait until everything queued so far is acknowledged."""
         await self._idle.wait()
 
+    def _append(self, pending: _Pending) -> None:
+        self._waiting.append(pending)
+        self._idle.clear()
+        self._wake.set()
+
     async def _write(self, batch: list[_Pending]) -> None:
         records = [pending.record for pending in batch]
         backoff_seconds = 0.1
         while True:
             started_at = time.time()
             try:
-                await self._sink.write(records)
+                positions = await self._sink.write(records)
                 break
             except KafkaUnavailable as error:
                 # The batch stays first in line: written again it may repeat changes, which readers drop by their seq.
@@ -128,7 +142,10 @@ class Publisher:
         if self._tracer.is_on:
             ended_at = time.time()
             for pending in batch:
-                self._tracer.send(pending.context, pending.parent, pending.change, self._topic, started_at, ended_at)
-        for pending in batch:
+                if pending.change is not None:
+                    self._tracer.send(pending.context, pending.parent, pending.change, self._topic, started_at, ended_at)
+        for pending, position in zip(batch, positions, strict=True):
             if pending.on_acknowledged is not None:
                 pending.on_acknowledged()
+            elif pending.on_written is not None:
+                pending.on_written(position)

@@ -6,6 +6,8 @@ import hashlib
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from engine.states import ABSENT, Failure, Origin, State, StateChange, follow, utc
 
 
@@ -47,22 +49,19 @@ def index_of_task_run(task_run_id: str) -> str:
     return task_run_id.rpartition("/")[2]
 
 
-class TaskRun:
-    """What is known of one task run."""
+class TaskRun(msgspec.Struct, array_like=True, omit_defaults=True, eq=False):
+    """What is known of one task run. Checkpoints hold it as it stands here, by place: a new field goes last."""
 
-    __slots__ = ("attempt", "cause", "error", "length", "result", "spawned_by", "state", "wakes_at")
-
-    def __init__(self) -> None:
-        self.state: State | None = None
-        self.attempt = 0
-        self.error: Failure | None = None
-        #: The task run that is to blame, where that is another one.
-        self.cause: str | None = None
-        #: Its encoded value, where it was told (to an async flow).
-        self.result: bytes | None = None
-        self.length: int | None = None
-        self.spawned_by: str | None = None
-        self.wakes_at: datetime | None = None
+    state: State | None = None
+    attempt: int = 0
+    error: Failure | None = None
+    #: The task run that is to blame, where that is another one.
+    cause: str | None = None
+    #: Its encoded value, where it was told (to an async flow).
+    result: bytes | None = None
+    length: int | None = None
+    spawned_by: str | None = None
+    wakes_at: datetime | None = None
 
 
 class FlowRun:
@@ -97,7 +96,7 @@ class FlowRun:
         self.event: Origin | None = scheduled.event
         self.traceparent = scheduled.traceparent
         self.scheduled_at = scheduled.at.timestamp()
-        #: Where the SCHEDULED lies: the partition may be committed no further while the run is open.
+        #: Where the SCHEDULED lies.
         self.offset = offset
         self.state: State = scheduled.state
         self.seq = scheduled.seq

@@ -15,6 +15,7 @@ from engine.errors import EventError, IllegalTransition
 from engine.events import Headers, Reason
 
 OWNERSHIP = "engine.ownership"
+CHECKPOINT = "engine.checkpoint"
 FLOW_RUN_PREFIX = "engine.flow_run."
 TASK_RUN_PREFIX = "engine.task_run."
 
@@ -238,6 +239,21 @@ def write_ownership(app: str, ownership: Ownership) -> tuple[bytes, Headers]:
         _CONTENT_TYPE,
     )
     return _encoder.encode(ownership), headers
+
+
+def write_own(
+    app: str, ce_type: str, partition: int, epoch: int, at: datetime, content_type: bytes = _CONTENT_TYPE[1]
+) -> Headers:
+    """Headers of a record that the owner of a partition writes for the owners to come."""
+    return (
+        _SPECVERSION,
+        ("ce_id", f"{partition}/{epoch}/{ce_type}/{at.timestamp():.6f}".encode()),
+        ("ce_source", f"/engine/{app}".encode()),
+        ("ce_type", ce_type.encode()),
+        ("ce_subject", str(partition).encode()),
+        ("ce_time", _iso(at)),
+        ("content-type", content_type),
+    )
 
 
 def type_of(headers: Headers) -> bytes:
