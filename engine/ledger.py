@@ -138,9 +138,10 @@ class Ledger:
         self.seen.forget(now)
         if change.run_id in self.runs or seen in self.seen:  # a run may be open for longer than the window
             return None
-        second = math.ceil(now)
-        self.seen.add(seen, second)
-        self.tail.add(seen, second)
+        if self.seen.window_seconds > 0:
+            second = math.ceil(now)
+            self.seen.add(seen, second)
+            self.tail.add(seen, second)
         run = self.runs[change.run_id] = FlowRun(change, offset)
         return run
 

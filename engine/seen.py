@@ -42,10 +42,10 @@ class IdBlock(msgspec.Struct, frozen=True):
 class Seen:
     """The ids of one window."""
 
-    __slots__ = ("_generations", "_step", "_window_seconds")
+    __slots__ = ("_generations", "_step", "window_seconds")
 
     def __init__(self, window_seconds: float) -> None:
-        self._window_seconds = window_seconds
+        self.window_seconds = window_seconds
         self._step = max(1, math.ceil(window_seconds / _GENERATIONS))
         #: Youngest first, by number.
         self._generations: dict[int, _Generation] = {}
@@ -91,13 +91,13 @@ class Seen:
 
     def forget(self, now: float) -> None:
         """Drop what has left the window for good."""
-        oldest = now - self._window_seconds
+        oldest = now - self.window_seconds
         for number in [number for number in self._generations if (number + 1) * self._step <= oldest]:
             del self._generations[number]
 
     def is_over(self, second: int, now: float) -> bool:
         """Whether an id of this second has left the window."""
-        return (second // self._step + 1) * self._step <= now - self._window_seconds
+        return (second // self._step + 1) * self._step <= now - self.window_seconds
 
     def _begin(self, number: int) -> _Generation:
         generation = self._generations[number] = _Generation()

@@ -94,8 +94,6 @@ async def test_after_the_window_an_event_runs_again(engines: Engines) -> None:
     await app.write(event)
     run_id = app.run_id("errand", "e-0")
     await app.run_of(run_id)
-    # An id is forgotten when a younger run opens on its partition of the state topic.
-    await app.do("errands", {"name": "younger", "shop": ""}, "errand", id="younger")
     await app.write(event)
 
     async def ends() -> int:

@@ -275,4 +275,12 @@ def test_an_id_leaves_the_window_by_its_time_whether_or_not_another_run_comes() 
     ledger.close(RUN_IDS[0])
 
     assert ledger.read(2, scheduled(at=WINDOW_SECONDS)) is None
-    assert ledger.read(3, scheduled(at=WINDOW_SECONDS + 2.0)) is not None
+    assert ledger.read(3, scheduled(at=WINDOW_SECONDS * 4 / 3 + 2.0)) is not None
+
+
+def test_without_a_window_only_a_run_that_is_open_keeps_its_repeat_away() -> None:
+    ledger = feed(Ledger(0, epoch=0, dedup_window_seconds=0.0), [None, scheduled(at=1.0)])
+
+    assert ledger.read(2, scheduled(at=1.0)) is None
+    ledger.close(RUN_IDS[0])
+    assert ledger.read(3, scheduled(at=1.0)) is not None
