@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from distributed import Client, Variable
 
-from engine.states import Ownership, State, read
+from engine.states import Ownership, State, StateChange, read
 from engine.subscriber import Subscription
 from tests.integration import flows_graphs as flows
 from tests.integration.conftest import Apps
@@ -102,7 +102,7 @@ class TestOuterContract:
         app = await apps.start(flows.two)
         run = await app.do("numbers", {"value": 1}, "two", id="e")
         records = await app.records(f"{app.settings.app}.states")
-        ours = [record for record in records if not isinstance(read(record.value, record.headers), Ownership)]
+        ours = [record for record in records if isinstance(read(record.value, record.headers), StateChange)]
         assert {record.key for record in ours} == {run.id.encode()}
         assert len({record.partition for record in ours}) == 1
         owners = [r for r in records if isinstance(read(r.value, r.headers), Ownership)]
@@ -161,7 +161,7 @@ class TestOuterContract:
         (tmp_path / "go").touch()
         await app.do("keyed", {"customer": "Ada", "folder": str(tmp_path), "name": "go"}, "in_turn")
         records = await app.records(app.settings.states_topic)
-        assert {r.key for r in records if not isinstance(read(r.value, r.headers), Ownership)} == {b"Ada"}
+        assert {r.key for r in records if isinstance(read(r.value, r.headers), StateChange)} == {b"Ada"}
 
     async def test_topics_are_made_as_the_settings_say(self, apps: Apps) -> None:
         app = await apps.start(flows.one, state_partitions=3, event_partitions=1)
