@@ -18,6 +18,10 @@ from engine.kafka_connection import REQUEST_SECONDS, UNREACHABLE, KafkaConnectio
 FETCH_WAIT_SECONDS = 0.1
 #: Between two heartbeats.
 HEARTBEAT_SECONDS = 0.5
+#: A fetch brings about so much of a partition, and of all. What is read ahead stays in memory, and is thrown away by a pause
+#: or a seek. A record that is larger comes all the same, alone (KIP-74).
+FETCH_BYTES = 512 * 1024
+MOST_FETCH_BYTES = 8 * 1024 * 1024
 #: Leaving a group politely takes a request; without Kafka it is given up after so long.
 CLOSE_SECONDS = 5.0
 
@@ -67,8 +71,8 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             heartbeat_interval_ms=int(min(HEARTBEAT_SECONDS, settings.session_timeout_seconds / 4) * 1000),
             rebalance_timeout_ms=int(rebalance_seconds * 1000),
             fetch_max_wait_ms=int(FETCH_WAIT_SECONDS * 1000),
-            max_partition_fetch_bytes=max(1024 * 1024, settings.max_record_bytes),
-            fetch_max_bytes=max(50 * 1024 * 1024, settings.max_record_bytes),
+            max_partition_fetch_bytes=FETCH_BYTES,
+            fetch_max_bytes=MOST_FETCH_BYTES,
         )
         try:
             async with asyncio.timeout(REQUEST_SECONDS):

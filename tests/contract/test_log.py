@@ -106,6 +106,20 @@ class TestWriting:
         await log.write(Outgoing(topic, b"k", b"small"), Outgoing(topic, b"k", big * 2), Outgoing(topic, b"k", b"after"))
         assert values(await read(await log.source(topic), 3)) == [b"small", big * 2, b"after"]
 
+    async def test_large_records_come_from_all_partitions_also_to_who_seeks(self, log: Log) -> None:
+        topic = await log.topic(3, max_message_bytes="11000000")
+        big = bytes(3_500_000)
+        for n in range(3):
+            await log.write(*[Outgoing(topic, b"k", value, (), n) for value in (b"small", big, b"between", big * 2, b"after")])
+        source = await log.source(topic)
+        found = await read(source, 15)
+        assert sorted((r.partition, r.offset, len(r.value or b"")) for r in found) == [
+            (n, *place) for n in range(3) for place in enumerate((5, 3_500_000, 7, 7_000_000, 5))
+        ]
+        source.pause([(topic, 0), (topic, 1)])
+        source.seek((topic, 2), 1)
+        assert [(r.partition, r.offset) for r in await read(source, 4)] == [(2, n) for n in (1, 2, 3, 4)]
+
     async def test_an_oversized_record_stops_its_write_before_anything_is_written(self, log: Log) -> None:
         topic = await log.topic(1)
         sink = await log.sink()
