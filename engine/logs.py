@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import textwrap
 import traceback
 from collections.abc import MutableMapping
 from contextvars import Context, ContextVar
@@ -61,7 +62,9 @@ def _make_printable(_: Any, __: str, fields: MutableMapping[str, Any]) -> Mutabl
 
 
 def _show_exception(out: TextIO, exc_info: Any) -> None:
-    out.write(f"\n{printable_lines(''.join(traceback.format_exception(*exc_info)).rstrip())}")
+    # Set in, so that no line of it, of which the exception's text may be many, looks like one of ours.
+    shown = printable_lines("".join(traceback.format_exception(*exc_info)).rstrip())
+    out.write("\n" + textwrap.indent(shown, "    "))
 
 
 def log_failure(change: StateChange, traceparent: str) -> None:

@@ -359,3 +359,11 @@ async def test_a_port_that_is_taken_is_an_error_that_says_so() -> None:
         await second.start()
     await second.close()
     await first.close()
+
+
+async def test_an_event_inside_an_event_is_not_taken_for_the_one_it_is(http: httpx.AsyncClient, log: MemoryBroker) -> None:
+    inner = {**STRUCTURED, "id": "smuggled"}
+    outer = {**STRUCTURED, "datacontenttype": "application/cloudevents+json", "data": inner}
+    answer = await http.post("/events/orders", headers={"content-type": "application/cloudevents+json"}, json=outer)
+    assert (answer.status_code, answer.json()["error"]) == (400, "malformed-event")
+    assert records(log) == []

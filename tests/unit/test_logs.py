@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,3 +103,41 @@ def test_a_failed_task_is_one_line_that_names_run_flow_task_and_trace(capsys: py
     [line] = lines(capsys)
     assert (line["event"], line["level"], line["error"]) == ("task run failed", "warning", "ValueError: no such line")
     assert (line["run_id"], line["flow"], line["task"], line["trace_id"]) == ("r", "fulfil", "price", TRACEPARENT[3:35])
+
+
+NASTY = "\x1b[2J\x1b]0;owned\x07\n2026-01-01 [info] all is well\r\x00\x9b31m\u202edesrever\u2028\ud800"
+
+
+def steering(text: str) -> set[str]:
+    """What of it could steer a terminal, the colours of the console aside."""
+    return {c for c in re.sub(r"\x1b\[[0-9;]*m", "", text) if not c.isprintable() and c != "\n"}
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_what_comes_from_outside_neither_steers_the_terminal_nor_passes_for_a_line(
+    capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    configure(as_json=as_json)
+    logger.warning("dead letter", error=NASTY, origin="orders/0/1")
+    logger.warning(NASTY)
+    logging.getLogger("somebody.else").warning("odd: %s", NASTY)
+    shown = capsys.readouterr().err
+    assert len(shown.splitlines()) == 3
+    assert not steering(shown)
+    assert "\x1b[2J" not in shown
+    assert "\x1b]0" not in shown
+
+
+def test_an_exception_with_such_a_text_is_shown_as_lines_that_steer_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(as_json=False)
+    try:
+        {}[NASTY], [].pop(NASTY)  # type: ignore[call-overload,index]
+    except KeyError as error:
+        error.args = (ValueError(NASTY),)
+        logger.exception("it failed")
+        logging.getLogger("somebody.else").exception("it failed, too")
+    shown = capsys.readouterr().err
+    assert [line for line in shown.splitlines() if "it failed" not in line and not line.startswith("    ")] == []
+    assert "all is well" in shown
+    assert not steering(shown)
+    assert "\x1b[2J" not in shown
