@@ -145,11 +145,14 @@ class Checkpointer:
         making.add_done_callback(made)
 
     async def _make(self, ledger: Ledger, now: float) -> None:
-        # All at one moment: a run opened from now on is neither among the ids nor among the runs, and is read again.
+        # All at one moment: a run opened from now on is neither among the ids nor among the runs, and is read again,
+        # be it behind ``from_offset`` or where a lane goes on.
         last = _Last(ledger.next_offset, ledger.bytes_read, 0, now)
         waiting = [run.run_id for run in ledger]
         body = _Body(self, ledger)
-        await body.add(write_ids(Ids(ledger.tail.first(len(ledger.tail)), tuple(ledger.blocks))))
+        ids = ledger.tail.first(len(ledger.tail))
+        shelf = ledger.shelf
+        await body.add(write_ids(Ids(ids, tuple(ledger.blocks), tuple(shelf.lanes.items()), shelf.told)))
         held_at = time.monotonic()
         while waiting:
             later: list[str] = []

@@ -1,8 +1,9 @@
 """Checkpoints: what an owner knows of its partition, as records of the state topic and back; pure.
 
 A checkpoint is a *body* and one ``engine.checkpoint`` record that closes it. The body is text, a line of JSON each: first the
-ids seen, then a line for each open run. A short one travels in the closing record, a long one in ``engine.checkpoint_part``
-records before it, cut anywhere. Ids of the window that are older lie in ``engine.ids`` records, which many checkpoints share.
+ids seen and what is on the shelf, then a line for each open run. A short one travels in the closing record, a long one in
+``engine.checkpoint_part`` records before it, cut anywhere. Ids of the window that are older lie in ``engine.ids`` records,
+which many checkpoints share.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from engine.errors import EngineError
 from engine.events import Headers
 from engine.runs import FlowRun, TaskRun
 from engine.seen import IdBlock
-from engine.states import CHECKPOINT, Origin, State, type_of, write_own
+from engine.shelf import Lane
+from engine.states import CHECKPOINT, Origin, State, StateChange, type_of, write_own
 
 PART = f"{CHECKPOINT}_part"
 IDS = "engine.ids"
@@ -69,12 +71,20 @@ class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
     body: bytes = b""
 
 
-class Ids(msgspec.Struct, frozen=True):
+class Ids(msgspec.Struct, frozen=True, omit_defaults=True):
     """The first line of a body."""
 
     #: Seen, and in none of the blocks.
     tail: IdBlock
     blocks: tuple[BlockPlace, ...] = ()
+    #: The runs that the log keeps below ``from_offset``; see engine.shelf.
+    shelf: tuple[tuple[Lane, int], ...] = ()
+    told: dict[str, list[StateChange]] = {}
+
+    @property
+    def lanes(self) -> dict[Lane, int]:
+        """From where to read each lane."""
+        return dict(self.shelf)
 
 
 class _Run(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -15,8 +15,9 @@ from dask.utils import key_split
 from distributed import Scheduler
 from distributed.scheduler import TaskState
 
-from engine.executor import Call, decode_call, encode_call
+from engine.executor import Call, decode_call, encode_call, run_of
 from engine.reporter import run_async_call, run_call
+from engine.turns import GUESS_SECONDS, Turns, priority
 
 #: The pseudo-client in whose name tasks are held, so that they outlive the engine that submitted them.
 HOLDER = "engine-runs"
@@ -30,13 +31,14 @@ _QUICK_SECONDS = 0.02
 class Pending:
     """Tasks that are to be made in one go."""
 
-    __slots__ = ("depth", "graph", "runs")
+    __slots__ = ("depth", "flows", "graph", "runs")
 
     def __init__(self) -> None:
         self.graph: dict[str, Task] = {}
         self.depth: dict[str, int] = {}
         #: Keys by run.
         self.runs: dict[str, list[str]] = {}
+        self.flows: dict[str, str] = {}
 
     def add(self, call: Call, encoded: bytes) -> None:
         """A call of a run."""
@@ -44,6 +46,7 @@ class Pending:
         self.graph[key] = _task_of(key, call, encoded)
         self.depth[key] = call.depth
         self.runs.setdefault(call.run_id, []).append(key)
+        self.flows[call.run_id] = call.flow
 
 
 class DaskGraph:
@@ -51,6 +54,7 @@ class DaskGraph:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
+        self._turns = Turns()
 
     def get(self, key: str) -> TaskState | None:
         """A task that the scheduler knows and can run."""
@@ -67,12 +71,32 @@ class DaskGraph:
         refused = [decode_call(graph.pop(key).args[0]) for key in lost]
         made = list(graph)
         if graph:
-            self.create_tasks(graph, pending.depth, self._places(pending))
-        pending.graph, pending.depth, pending.runs = {}, {}, {}
+            self._create_tasks(graph, self._priorities(pending), self._places(pending))
+        pending.graph, pending.depth, pending.runs, pending.flows = {}, {}, {}, {}
         return made, refused
 
-    def create_tasks(
-        self, graph: dict[str, Task], priority: int | dict[str, int], places: dict[str, list[str]] | None = None
+    def create_task(self, key: str, task: Task, flow: str) -> None:
+        """Make one task that is a run by itself, or many runs; it takes its turn among the flows."""
+        turn = self._turns.turn(run_of(key) or key, flow, self._seconds(key))
+        self._create_tasks({key: task}, priority(turn, 0))
+
+    def take_first(self, graph: dict[str, Task]) -> None:
+        """Make tasks that go before all others, being no work."""
+        self._create_tasks(graph, 1_000)
+
+    def _priorities(self, pending: Pending) -> dict[str, int]:
+        priorities: dict[str, int] = {}
+        for run_id, keys in pending.runs.items():
+            turn = self._turns.turn(run_id, pending.flows[run_id], sum(map(self._seconds, keys)))
+            priorities.update({key: priority(turn, pending.depth[key]) for key in keys})
+        return priorities
+
+    def _seconds(self, key: str) -> float:
+        prefix = self._scheduler.task_prefixes.get(key_split(key))
+        return GUESS_SECONDS if prefix is None or prefix.duration_average < 0 else prefix.duration_average
+
+    def _create_tasks(
+        self, graph: dict[str, Task], priorities: int | dict[str, int], places: dict[str, list[str]] | None = None
     ) -> None:
         """Make tasks of Dask's, held in our name; those of higher priority run first, those with places there if they can."""
         now = time.time()
@@ -88,7 +112,7 @@ class DaskGraph:
             stimulus_id=f"engine-submit-{now}",
             submitting_task=None,
             span_metadata={},
-            user_priority=priority,
+            user_priority=priorities,
             fifo_timeout=0.1,
         )
 
@@ -160,7 +184,11 @@ class DaskGraph:
 
     def release(self, keys: Iterable[str]) -> None:
         """We want these no longer."""
-        known = [key for key in keys if key in self._scheduler.tasks]
+        known = []
+        for key in keys:
+            self._turns.end(run_of(key) or key)
+            if key in self._scheduler.tasks:
+                known.append(key)
         if known:
             self._scheduler.client_releases_keys(known, HOLDER)
 

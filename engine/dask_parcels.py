@@ -18,9 +18,6 @@ from engine.executor import key_of
 from engine.parcels import Outcome, Parcel, decode_outcomes, decode_parcel, encode_outcomes, encode_parcel
 from engine.reporter import run_packed, take_kept
 
-#: Before all else: a parcel is many runs, each of which has waited already.
-_PRIORITY = 1_000
-
 
 class _Packed:
     """A packed run that the scheduler knows of."""
@@ -85,7 +82,7 @@ class HeldParcels:
         for run in fresh:
             self._runs[run.run_id].key = key
         self._parcels[key] = tuple(run.run_id for run in fresh)
-        self._graph.create_tasks({key: Task(key, run_packed, key, parcel)}, _PRIORITY)
+        self._graph.create_task(key, Task(key, run_packed, key, parcel), decoded.flow)
         # Dask would run it again as it is; at the first death of its worker it is ours to say what of it is.
         self._scheduler.tasks[key].suspicious = self._scheduler.allowed_failures
 
@@ -135,7 +132,7 @@ class HeldParcels:
         kept = [one.run_id for one in outcomes if one is not None and one.kept is not None and one.stored is None]
         if kept:
             graph = {_kept_key(run_id): Task(_kept_key(run_id), take_kept, TaskRef(key), run_id) for run_id in kept}
-            self._graph.create_tasks(graph, _PRIORITY)
+            self._graph.take_first(graph)
             for run_id in kept:
                 self._runs[run_id].is_kept = True
                 self._names.share(run_id, _kept_key(run_id))

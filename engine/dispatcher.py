@@ -19,12 +19,16 @@ from engine.errors import EngineError, KafkaUnavailable
 from engine.events import Position
 from engine.ledger import Ledger
 from engine.logs import logger
+from engine.pressure import Pressure
 from engine.publisher import Publisher
 from engine.restorer import Restorer
 from engine.settings import Settings
+from engine.shelf_reader import ShelfReader
 from engine.states import Ownership, StateChange, is_ownership, is_scheduled, read, type_of, utc, write_ownership
 
 _POLL_SECONDS = 0.2
+#: While reading pauses: nothing comes, and what waits may be worked off sooner than that.
+_PAUSED_SECONDS = 0.02
 _COMMIT_INTERVAL_SECONDS = 1.0
 #: While nothing is read but what this engine knows already, it is read in larger batches, and later than what waits for it.
 _LINGER_SECONDS = 0.01
@@ -54,6 +58,8 @@ class Dispatcher:
         #: know whether somebody else owned it in between.
         self._doubtful: dict[int, int] = {}
         self._paused = False
+        self._pressure = Pressure(driver.waitlist, settings.max_open_runs)
+        self._shelves = ShelfReader(broker, self._topic, self._ledgers, driver.waitlist, self._pressure)
         self._committed: dict[Partition, int] = {}
         self._committed_at = 0.0
         self._is_stopping = False
@@ -67,8 +73,10 @@ class Dispatcher:
         """Drive runs until ``stop``."""
         async with asyncio.TaskGroup() as group:
             driving = group.create_task(self._driver.run(), name="engine-drive")
+            shelving = group.create_task(self._shelves.run(), name="engine-shelves")
             while not self._is_stopping:
-                records = await self._source.poll(timeout_seconds=_POLL_SECONDS, max_records=self._settings.poll_records)
+                timeout_seconds = _PAUSED_SECONDS if self._paused else _POLL_SECONDS
+                records = await self._source.poll(timeout_seconds=timeout_seconds, max_records=self._settings.poll_records)
                 has_news = await self._take_all(records)
                 self._driver.nudge()
                 self._regulate()
@@ -77,6 +85,7 @@ class Dispatcher:
                 if records and not has_news:
                     await asyncio.sleep(_LINGER_SECONDS)
             driving.cancel()
+            shelving.cancel()
 
     def stop(self) -> None:
         """Make ``run`` return."""
@@ -92,7 +101,12 @@ class Dispatcher:
         for position, change in scheduled:
             ledger = self._ledgers.get(position.partition)
             # The order of runs with one key is that of the topic, where others write, too.
-            if ledger is not None and change.key is None and (run := ledger.read_ahead(position.offset, change)) is not None:
+            if ledger is None or change.key is not None:
+                continue
+            # Of a flow that waits on the log, none goes before those that came earlier.
+            if self._pressure.leaves(ledger, change.flow, None, position.offset):
+                continue
+            if (run := ledger.read_ahead(position.offset, change)) is not None:
                 self._driver.waitlist.add(ledger, run)
         self._driver.nudge()
         self._regulate()  # the intake may come again before the topic is read again
@@ -111,6 +125,7 @@ class Dispatcher:
         await self._commit()
         await self._checkpointer.close()
         await self._source.close()
+        await self._shelves.close()
         await self._driver.close()
 
     async def _assigned(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
@@ -221,6 +236,9 @@ class Dispatcher:
             if change is None or isinstance(change, Ownership):
                 ledger.skip(record.offset)
                 return
+            if was_recovered and self._pressure.leaves(ledger, change.flow, change.key, record.offset):
+                ledger.skip(record.offset)
+                return
             run = ledger.read(record.offset, change)
         except (EngineError, ValueError) as error:
             # Nobody but an owner writes here: a record that cannot be is left out, and the partition goes on.
@@ -231,15 +249,13 @@ class Dispatcher:
             self._driver.waitlist.add(ledger, run)
 
     def _regulate(self) -> None:
-        """Stop reading while more waits than may be open, and read again when half of it is gone."""
-        backlog = len(self._driver.waitlist)
-        limit = self._settings.max_open_runs
-        if self._paused:
-            self._paused = backlog > limit // 2
-            if not self._paused:
-                self._source.resume([(self._topic, number) for number in self._ledgers])
-        elif backlog > limit:
-            self._paused = True
+        """Stop reading for a moment while too much waits; what is slow is left on the log, and read again later."""
+        for flow in self._pressure.regulate(self._ledgers.values(), time.monotonic()):
+            logger.info("a slow flow's runs wait on the state topic, so that others go by", flow=flow)
+        self._shelves.nudge()
+        was_paused, self._paused = self._paused, self._pressure.is_paused
+        if was_paused and not self._paused:
+            self._source.resume([(self._topic, number) for number in self._ledgers])
         if self._paused:  # a partition that recovers is read on: what it waits for may be its own history
             recovered = [(self._topic, number) for number, ledger in self._ledgers.items() if ledger.is_recovered]
             self._source.pause(recovered)

@@ -57,9 +57,10 @@ class Driver:
         self._publisher = publisher
         self._tracer = tracer
         self._events = events
-        self.waitlist = Waitlist()
+        # One flow alone never takes all the room: another one's first runs find some.
+        most = max(1, settings.max_open_runs * 9 // 10)
+        self.waitlist = Waitlist(most, {name: flow.max_open_runs for name, flow in flows.items() if flow.max_open_runs})
         self._driven: dict[str, Driven] = {}
-        self._parked: set[str] = set()
         self._wake = asyncio.Event()
         limits = Limits(settings.inline_result_bytes, settings.max_run_tasks, settings.app if settings.results else "")
         self._wirer = Wirer(flows, limits, settings.flow_timeout_seconds)
@@ -88,7 +89,7 @@ class Driver:
     def nudge(self) -> None:
         """Runs may have come in."""
         self._wirer.watch()
-        if self.waitlist.ready:
+        if self.waitlist.has_ready:
             self._wake.set()
 
     def drop(self, partition: int) -> None:
@@ -124,9 +125,9 @@ class Driver:
 
     def _room(self) -> int:
         """How many runs may begin now; none while the cluster is away or Kafka does not keep up."""
-        if not self.waitlist.ready or self._executor.trouble or self._publisher.backlog > _MAX_BACKLOG:
+        if not self.waitlist.has_ready or self._executor.trouble or self._publisher.backlog > _MAX_BACKLOG:
             return 0
-        open_runs = len(self._driven) - len(self._parked) + len(self._packer)
+        open_runs = len(self._driven) - self.waitlist.parked + len(self._packer)
         return min(self._settings.max_open_runs - open_runs, _MAX_TICK)
 
     async def _begin_all(self, batch: Sequence[tuple[Ledger, FlowRun]]) -> None:
@@ -270,9 +271,8 @@ class Driver:
         if step.fetch is not None:
             self._feeder.fetch(driven, step.fetch)
         if not progress.is_parked:
-            self._parked.discard(run_id)
-        elif run_id not in self._parked:
-            self._parked.add(run_id)
+            self.waitlist.unpark(progress.run)
+        elif self.waitlist.park(progress.run):
             self._wake.set()
 
     def _submit(self, driven: Driven, calls: Sequence[Call], submissions: list[Submission]) -> None:
@@ -321,7 +321,7 @@ class Driver:
 
     def _on_packed_end(self, ledger: Ledger, run: FlowRun) -> None:
         self.waitlist.end(ledger, run)
-        if self.waitlist.ready:
+        if self.waitlist.has_ready:
             self._wake.set()
 
     def _ended(self, driven: Driven) -> None:
@@ -332,12 +332,11 @@ class Driver:
             driven.ledger.close(run_id)
             keep_seconds = self._settings.result_ttl_seconds if driven.progress.keeps_result else 0.0
             self._executor.release(run_id, keep_seconds)
-            if self.waitlist.ready:
+            if self.waitlist.has_ready:
                 self._wake.set()
 
     def _forget(self, run_id: str) -> None:
         driven = self._driven.pop(run_id)
-        self._parked.discard(run_id)
         self._feeder.forget(run_id)
         flow = self._flows.get(driven.progress.run.flow)
         if flow is not None and flow.is_async:

@@ -62,10 +62,13 @@ class Flow(Generic[P, R]):
         pack: bool = False,
         retry: Retry | None = None,
         on_failure: Literal["dead-letter"] | None = None,
+        max_open_runs: int | None = None,
     ) -> None:
         self.retry = retry
         #: What becomes of the event of a run that ends FAILED or CRASHED.
         self.on_failure = on_failure
+        #: How many of its runs each engine may have begun and not ended; None where only the engine's own limit counts.
+        self.max_open_runs = max_open_runs
         self.function = function
         self.triggers = triggers
         self.name = name or function.__name__
@@ -206,18 +209,20 @@ def flow(
     pack: bool = False,
     retry: Retry | None = None,
     on_failure: Literal["dead-letter"] | None = None,
+    max_open_runs: int | None = None,
     **unknown: Any,
 ) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Declare a flow: ``@flow(on("orders", type="order.created"))``. Several triggers may start it.
 
     With ``pack`` a whole run executes inside one Dask task, many runs to a parcel: for small, frequent events. With ``retry``
     a run that fails is gone through again, where what has completed keeps its result. With ``on_failure="dead-letter"`` the
-    event of a run that ends FAILED or CRASHED becomes a dead letter, to be replayed.
+    event of a run that ends FAILED or CRASHED becomes a dead letter, to be replayed. Of its runs each engine has at most
+    ``max_open_runs`` under way, not counting those that sleep or await an event; the others wait, and no other flow with them.
 
     Parameters are bound by name and type: one Struct takes the event's data whole, ``Event[T]`` the event itself,
     anything else one field of the data each. Raises DeclarationError.
     """
-    refuse_unknown("flow", unknown, ("triggers", "name", "pack", "retry", "on_failure"))
+    refuse_unknown("flow", unknown, ("triggers", "name", "pack", "retry", "on_failure", "max_open_runs"))
 
     def declare(function: Callable[P, R]) -> Flow[P, R]:
         for trigger in triggers:
@@ -225,7 +230,13 @@ def flow(
                 raise DeclarationError(*place_of(function), f"{trigger!r} is not a trigger", "Write @flow(on(topic)).")
         if on_failure not in (None, "dead-letter"):
             raise DeclarationError(*place_of(function), f"on_failure={on_failure!r} is unknown", 'It may be "dead-letter".')
-        return Flow(function, triggers, name, pack=pack, retry=retry, on_failure=on_failure)
+        if max_open_runs is not None and (type(max_open_runs) is not int or max_open_runs < 1):
+            raise DeclarationError(
+                *place_of(function),
+                f"max_open_runs is {max_open_runs!r}",
+                "Give a whole number of runs, at least 1, or leave it out.",
+            )
+        return Flow(function, triggers, name, pack=pack, retry=retry, on_failure=on_failure, max_open_runs=max_open_runs)
 
     return declare
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from engine.checkpoints import BlockPlace, Checkpoint, Ids
+from engine.errors import IllegalTransition
 from engine.runs import FlowRun
 from engine.seen import IdBlock, Seen, Tail
+from engine.shelf import Shelf
 from engine.states import Epochs, StateChange
 
 
@@ -30,8 +33,10 @@ class Ledger:
         self.is_usurped = False
         #: Set when the checkpoint that it goes on from turns out to be void: begin anew, without one.
         self.is_misled = False
-        #: Open runs by id, in the order of their SCHEDULED records.
+        #: Open runs by id, in the order of their SCHEDULED records, but for those that were left on the log for a while.
         self.runs: dict[str, FlowRun] = {}
+        #: What was left on the log, of all that lies below ``next_offset``.
+        self.shelf = Shelf()
         #: Bytes of the records read so far.
         self.bytes_read = 0
         #: The ids of the window: all of them, those that only memory holds, and where the others lie.
@@ -39,8 +44,8 @@ class Ledger:
         self.tail = Tail()
         self.blocks: list[BlockPlace] = []
         self._epochs = Epochs()
-        #: Offsets of SCHEDULED that were taken in ahead of what lies before them.
-        self._ahead: set[int] = set()
+        #: Offsets of SCHEDULED that were taken in ahead of what lies before them, with their flows.
+        self._ahead: dict[int, str] = {}
         #: Epoch and offset of the checkpoint that it goes on from.
         self._restored: tuple[int, int] | None = None
 
@@ -54,6 +59,7 @@ class Ledger:
         self.runs = {run.run_id: run for run in runs}
         self.seen.add_block(ids.tail)
         self.tail.add_block(ids.tail)
+        self.shelf.restore(ids.lanes, ids.told)
         self.next_offset = checkpoint.from_offset
         self._epochs.begin(checkpoint.epoch)
         self._restored = (checkpoint.epoch, offset)
@@ -92,9 +98,14 @@ class Ledger:
         if not self._advance(offset) or not self._epochs.admits(change):
             return None
         if change.seq == 0 and change.is_flow_run:
+            if not self.is_recovered and self.shelf.covers(change.flow, change.key, offset):
+                return None  # it stays where an earlier owner has left it
             return self._open(offset, change)
         run = self.runs.get(change.run_id)
-        if run is not None and run.apply(change) and run.state.is_end:
+        if run is None:
+            if not self.is_recovered and self.shelf.lanes and _id(change.run_id) not in self.seen:
+                self.shelf.hear(change)
+        elif run.apply(change) and run.state.is_end:
             # Only history can end a run here: what this owner writes itself is applied before it is written,
             # and the run stays open until ``close`` says that the end is acknowledged.
             del self.runs[change.run_id]
@@ -108,16 +119,39 @@ class Ledger:
         """
         if not self.is_recovered or offset < self.next_offset:
             return None
-        self._ahead.add(offset)
+        self._is_in_order = False
+        self._ahead[offset] = scheduled.flow
         return self._open(offset, scheduled)
 
     def passes_over(self, offset: int) -> bool:
         """Whether the record at ``offset`` was taken in before it was read; it is passed over then."""
-        if offset not in self._ahead:
+        flow = self._ahead.pop(offset, None)
+        if flow is None:
             return False
-        self._ahead.remove(offset)
+        if self.shelf.covers(flow, None, offset):  # taken in before its flow was left
+            self.shelf.passed.add(offset)
         self._advance(offset)
         return True
+
+    def open_late(self, offset: int, scheduled: StateChange) -> FlowRun | None:
+        """Open the run whose SCHEDULED at ``offset`` was left on the log; None where there is none to open.
+
+        It repeats one, or was taken in before its flow was left there, or an earlier owner has led it to its end.
+        """
+        if offset in self.shelf.passed:
+            self.shelf.passed.remove(offset)
+            return None
+        told = self.shelf.told.pop(scheduled.run_id, None)
+        run = self._open(offset, scheduled)
+        if run is None or told is None:
+            return run
+        if not told:
+            del self.runs[run.run_id]
+            return None
+        for change in told:
+            with suppress(IllegalTransition):  # a change that contradicts the log is left out, as it is where it is read
+                run.apply(change)
+        return run
 
     def close(self, run_id: str) -> None:
         """The end of a run is acknowledged by the log: checkpoints say nothing of it any more."""
@@ -131,9 +165,7 @@ class Ledger:
         return iter(self.runs.values())
 
     def _open(self, offset: int, change: StateChange) -> FlowRun | None:
-        seen = bytes.fromhex(change.run_id)
-        if len(seen) != 16:
-            raise ValueError(f"{change.run_id} is no run's id: it has {len(seen)} bytes, not 16")
+        seen = _id(change.run_id)
         now = change.at.timestamp()
         self.seen.forget(now)
         if change.run_id in self.runs or seen in self.seen:  # a run may be open for longer than the window
@@ -151,3 +183,10 @@ class Ledger:
             return False
         self.next_offset = offset + 1
         return True
+
+
+def _id(run_id: str) -> bytes:
+    id_ = bytes.fromhex(run_id)
+    if len(id_) != 16:
+        raise ValueError(f"{run_id} is no run's id: it has {len(id_)} bytes, not 16")
+    return id_

@@ -162,10 +162,14 @@ class Packer:
         self._is_sending = False
         if self._executor.trouble:
             return
-        for name, ready in self._ready.items():
-            if ready:
-                for size in self._sizing[name].plan(len(ready), len(self._parcels), self._executor.slots):
-                    self._begin(name, [ready.popleft() for _ in range(size)])
+        under_way = self._parcels.by_flow()
+        waiting = [name for name, ready in self._ready.items() if ready]
+        # Flows share the threads: else the parcels of a slow one would leave no room for a quick one's.
+        slots = max(1, self._executor.slots // max(1, len({*waiting, *under_way})))
+        for name in waiting:
+            ready = self._ready[name]
+            for size in self._sizing[name].plan(len(ready), under_way[name], slots):
+                self._begin(name, [ready.popleft() for _ in range(size)])
 
     def _begin(self, name: str, begun: list[_Run]) -> None:
         now = time.time()

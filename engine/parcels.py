@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
@@ -152,7 +153,7 @@ class Sizing:
         self._has_measured = True
 
     def plan(self, ready: int, under_way: int, slots: int) -> list[int]:
-        """Sizes of the parcels to send now, of ``ready`` runs, with ``under_way`` parcels of all flows on ``slots`` threads.
+        """Sizes of the parcels to send now, of ``ready`` runs, with ``under_way`` parcels of it on its ``slots`` threads.
 
         Free slots share what is ready. While all are busy runs accumulate: only parcels that are at least half full wait at the
         workers, one for each slot, so that none falls idle when there is much to do.
@@ -202,6 +203,10 @@ class Parcels:
 
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._places
+
+    def by_flow(self) -> Counter[str]:
+        """How many parcels of each flow are under way."""
+        return Counter(parcel.flow for parcel, _ in self._parcels.values())
 
     def pack(self, flow: str, reference: str, runs: Iterable[PackedRun], inline_result_bytes: int, store: str = "") -> Parcel:
         """A new parcel, from now on under way. A run must not be in another one."""

@@ -31,7 +31,13 @@ def moved(app: str, flows: Iterable[Flow[..., Any]]) -> dict[str, Flow[..., Any]
     """The flows, listening to topics of this app alone, by name."""
     return {
         flow.name: Flow(
-            flow.function, tuple(_moved(app, flow)), flow.name, pack=flow.pack, retry=flow.retry, on_failure=flow.on_failure
+            flow.function,
+            tuple(_moved(app, flow)),
+            flow.name,
+            pack=flow.pack,
+            retry=flow.retry,
+            on_failure=flow.on_failure,
+            max_open_runs=flow.max_open_runs,
         )
         for flow in flows
     }

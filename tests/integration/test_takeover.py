@@ -38,6 +38,8 @@ async def engine_process(
         ENGINE_STATE_PARTITIONS=str(settings.state_partitions),
         ENGINE_EVENT_PARTITIONS=str(settings.event_partitions),
         ENGINE_SESSION_TIMEOUT_SECONDS=str(settings.session_timeout_seconds),
+        ENGINE_MAX_OPEN_RUNS=str(settings.max_open_runs),
+        ENGINE_POLL_RECORDS=str(settings.poll_records),
     )
     arguments = ("--app", settings.app, "--kafka", settings.kafka, "--dask", settings.dask, "--http", "127.0.0.1:0")
     with log_file.open("wb") as log:

@@ -305,6 +305,28 @@ async def test_wherever_the_log_ends_each_checkpoint_and_what_follows_say_what_t
     assert used
 
 
+async def test_a_checkpoint_says_what_was_left_on_the_log_and_what_an_earlier_owner_told_of_it() -> None:
+    world = World()
+    await world.broker.ensure_topics([TopicSpec(TOPIC, 1)])
+    owner = await world.own()
+    owner.read_some(1)
+    shelf = owner.ledger.shelf
+    shelf.put(("slow", None), 7)
+    shelf.put(("slow", "Zoë"), 3)
+    running = msgspec.structs.replace(scheduled(1), state=S.RUNNING, seq=1, epoch=3, attempt=1)
+    done = {"task": "t", "task_run_id": "r/t/0", "result": msgspec.Raw(b'{"n":[1]}')}
+    shelf.hear(running)
+    shelf.hear(msgspec.structs.replace(running, seq=2, state=S.COMPLETED, **done))
+    shelf.hear(msgspec.structs.replace(running, run_id=run_id(2), state=S.FAILED, error=Failure("E", "m")))
+    with publishing(world):
+        owner.checkpoint()
+        await eventually(lambda: owner.checkpointer.committable(0) is not None)
+    ledger, _ = await world.restorer.restore(0, 10**6, owner.checkpointer.committable(0), 5_000.0)
+    assert ledger.shelf.lanes == {("slow", None): 7, ("slow", "Zoë"): 3}
+    assert ledger.shelf.told == shelf.told
+    assert ledger.shelf.told[run_id(2)] == []
+
+
 class TestFallback:
     async def test_a_part_that_is_gone_makes_it_read_from_the_beginning(self) -> None:
         world = await lived(3)

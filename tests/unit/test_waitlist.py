@@ -97,6 +97,54 @@ def test_a_lost_partition_takes_its_runs_and_keys_with_it() -> None:
     assert waitlist.ready == 1
 
 
+def test_flows_take_turns_whoever_came_first() -> None:
+    waitlist, owner = Waitlist(), ledger()
+    for n in range(5):
+        waitlist.add(owner, run(n, flow="slow"))
+    waitlist.add(owner, run(10, flow="quick"))
+    assert [one.flow for _, one in waitlist.take(3)] == ["slow", "quick", "slow"]
+
+
+def test_a_flow_at_its_limit_is_passed_over_until_one_of_its_runs_ends() -> None:
+    waitlist, owner = Waitlist(10, {"slow": 2}), ledger()
+    runs = [run(n, flow="slow") for n in range(4)]
+    for one in [*runs, run(10, flow="quick")]:
+        waitlist.add(owner, one)
+    assert waitlist.ready == 3
+    assert [one.flow for _, one in waitlist.take(9)] == ["slow", "quick", "slow"]
+    assert not waitlist.has_ready
+    waitlist.end(owner, runs[0])
+    assert waitlist.take(9) == [(owner, runs[2])]
+    waitlist.end(owner, runs[0])
+    assert not waitlist.has_ready, "an end that is told twice makes no room"
+
+
+def test_a_run_that_only_waits_makes_room_and_takes_it_back() -> None:
+    waitlist, owner = Waitlist(1), ledger()
+    first, second, third = (run(n) for n in range(3))
+    for one in (first, second, third):
+        waitlist.add(owner, one)
+    waitlist.take(9)
+    assert waitlist.park(first)
+    assert not waitlist.park(first)
+    assert (waitlist.parked, waitlist.take(9)) == (1, [(owner, second)])
+    waitlist.unpark(first)
+    waitlist.end(owner, second)
+    assert not waitlist.has_ready
+    waitlist.end(owner, first)
+    assert waitlist.take(9) == [(owner, third)]
+
+
+def test_a_lost_partition_frees_its_flows_limit() -> None:
+    waitlist, kept = Waitlist(1), ledger(1)
+    waitlist.add(ledger(0), run(1))
+    waitlist.add(kept, run(2))
+    waitlist.take(9)
+    waitlist.drop(0)
+    assert waitlist.weight("fulfil") == 1
+    assert [one.run_id for _, one in waitlist.take(9)] == [run(2).run_id]
+
+
 class Model:
     """The rule, said as plainly as possible: a run may begin when no earlier one of its key is still open."""
 
