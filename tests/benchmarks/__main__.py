@@ -17,6 +17,7 @@ from engine.errors import EngineError
 from tests.benchmarks.depth import depth
 from tests.benchmarks.flat import flat
 from tests.benchmarks.latency import latency
+from tests.benchmarks.pressure import pressure
 from tests.benchmarks.profiling import profile
 from tests.benchmarks.throughput import one, packed, three, wide
 
@@ -26,9 +27,10 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None]]] =
     "packed": lambda a: packed(a.runs or 10_000, a.rounds),
     "three": lambda a: three(a.runs or 600, a.rounds),
     "wide": lambda a: wide(a.maps, a.rounds),
-    "latency": lambda a: latency(a.runs or 1_000, a.rounds, a.events, packed=a.packed),
+    "latency": lambda a: latency(a.runs or 1_000, a.rounds, a.events or 1_000, packed=a.packed),
     "depth": lambda a: depth(a.rounds, known=a.known),
     "flat": lambda a: flat(a.runs or 50_000, packed=a.packed, dedup_window_seconds=a.dedup_window_seconds),
+    "pressure": lambda a: pressure(a.events or 200_000),
     "profile": lambda a: profile(a.runs or 5_000, packed=a.packed, sampled=a.sampled),
 }
 
@@ -39,7 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count; one more warms up")
     parser.add_argument("--runs", type=int, help="runs a round; for flat and profile: in all")
     parser.add_argument("--maps", type=int, default=4, help="maps a round, for wide")
-    parser.add_argument("--events", type=int, default=1_000, help="events a round at most, for latency")
+    parser.add_argument("--events", type=int, help="events a round at most, for latency; events in all, for pressure")
     parser.add_argument("--packed", action="store_true", help="packed runs, for latency, flat and profile")
     parser.add_argument("--sampled", action="store_true", help="for profile: samples instead of every call")
     parser.add_argument("--known", action="store_true", help="for depth: the length is known when the event comes")
