@@ -152,7 +152,7 @@ class Checkpointer:
         body = _Body(self, ledger)
         ids = ledger.tail.first(len(ledger.tail))
         shelf = ledger.shelf
-        await body.add(write_ids(Ids(ids, tuple(ledger.blocks), tuple(shelf.lanes.items()), shelf.told)))
+        await body.add(write_ids(Ids(ids, tuple(ledger.blocks), tuple(shelf.lanes.items()), shelf.told, shelf.cancelled)))
         held_at = time.monotonic()
         while waiting:
             later: list[str] = []

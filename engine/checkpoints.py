@@ -80,6 +80,7 @@ class Ids(msgspec.Struct, frozen=True, omit_defaults=True):
     #: The runs that the log keeps below ``from_offset``; see engine.shelf.
     shelf: tuple[tuple[Lane, int], ...] = ()
     told: dict[str, list[StateChange]] = {}
+    cancelled: dict[str, str] = {}
 
     @property
     def lanes(self) -> dict[Lane, int]:
@@ -106,6 +107,7 @@ class _Run(msgspec.Struct, frozen=True, omit_defaults=True):
     ended: list[tuple[str, float]] = []
     called: dict[str, str] = {}
     handled: set[str] = set()
+    cancelled: str | None = None
 
 
 _held = attrgetter(*_Run.__struct_fields__)

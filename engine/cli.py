@@ -35,6 +35,7 @@ _GROUPS = {
         "Look at runs, and repeat them.",
         {
             "watch": ("engine.cli_runs:watch", "Follow one run; exits with its fate."),
+            "cancel": ("engine.cli_cancel:cancel", "Stop an open run and all its tasks."),
             "retry": ("engine.cli_repeats:retry", "Run again what ended FAILED, CRASHED or CANCELLED, as a new run."),
             "rerun": ("engine.cli_repeats:rerun", "Run again what has ended, however it did, as a new run."),
         },

@@ -115,6 +115,14 @@ class Cluster:
         """See engine.executor.Executor."""
         self._send({"op": "engine-release", "run_id": run_id, "keep_seconds": keep_seconds})
 
+    def cancel(self, run_id: str) -> None:
+        """See engine.executor.Executor."""
+        self._send({"op": "engine-cancel", "run_id": run_id})
+
+    def cancel_packed(self, run_ids: Sequence[str]) -> None:
+        """See engine.executor.Executor."""
+        self._send({"op": "engine-cancel-packed", "run_ids": list(run_ids)})
+
     async def close(self) -> None:
         """Disconnect. What was submitted goes on: the plugin holds it for the next owner."""
         if self._watcher is not None:

@@ -77,6 +77,17 @@ class NotRepeatable(EngineError):
         return f"run {self.run_id} is {self.state}. {self.remedy}"
 
 
+class AlreadyEnded(EngineError):
+    """Raised when a run that is to be cancelled has ended before. Nothing was done."""
+
+    def __init__(self, run_id: str, state: str) -> None:
+        super().__init__(run_id, state)
+        self.run_id, self.state = run_id, state
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} is {self.state} already; nothing was cancelled. See it: `engine runs watch {self.run_id}`."
+
+
 class RunTimeout(EngineError):
     """Raised when a run that is watched has not ended in time. The run goes on; watch it again."""
 

@@ -192,6 +192,16 @@ class DaskGraph:
         if known:
             self._scheduler.client_releases_keys(known, HOLDER)
 
+    def stop(self, keys: Iterable[str]) -> None:
+        """Tell the workers that run these to stop them; which they do when they can."""
+        by_worker: dict[str, list[str]] = {}
+        for key in keys:
+            task = self._scheduler.tasks.get(key)
+            if task is not None and task.processing_on is not None:
+                by_worker.setdefault(task.processing_on.address, []).append(key)
+        for worker, stopped in by_worker.items():
+            self._scheduler.worker_send(worker, {"op": "engine-stop", "keys": stopped})
+
     def evict(self, key: str) -> None:
         """Somebody outside has kept it from an earlier run of this id; where Dask has a result, it runs nothing."""
         task = self._scheduler.tasks.get(key)

@@ -126,6 +126,19 @@ class HeldParcels:
             if known.is_kept:
                 self._scheduler.loop.call_later(keep_seconds, self._let_go, run_id)
 
+    def cancel(self, run_ids: Sequence[str], slots: Collection[tuple[str, int]]) -> None:
+        """These runs are over: the worker that has them begins them no more. Only those of the partitions ``slots``."""
+        by_worker: dict[str, list[str]] = {}
+        for run_id in run_ids:
+            known = self._runs.get(run_id)
+            if known is None or known.slot not in slots:
+                continue
+            task = self._scheduler.tasks.get(known.key)
+            if task is not None and task.processing_on is not None:
+                by_worker.setdefault(task.processing_on.address, []).append(run_id)
+        for worker, stopped in by_worker.items():
+            self._scheduler.worker_send(worker, {"op": "engine-stop", "packed": stopped})
+
     def _share(self, key: str, run_ids: Sequence[str]) -> None:
         """Results that neither travelled nor were stored become values of their own, to be had by their runs' names."""
         outcomes = [known.outcome for run_id in run_ids if (known := self._runs.get(run_id)) is not None]

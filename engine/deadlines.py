@@ -1,4 +1,4 @@
-"""Deadlines: calls a function and stops it when its time is over; one thread watches all of a process, and reports nothing.
+"""Deadlines: calls a function and stops it when its time is over, or when told to; one thread watches all of a process.
 
 Three means, each for what the one before cannot stop. Python code has ``TimeIsOver`` raised in it, again and again should it
 swallow that. Code that waits in C outside the interpreter's lock is *stuck*: whoever asked is told, and has to part with the
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-__all__ = ["GRACE_SECONDS", "TimeIsOver", "Watchdog", "run_within", "end_hung_process"]
+__all__ = ["GRACE_SECONDS", "TimeIsOver", "Watchdog", "run_within", "stop", "end_hung_process"]
 
 #: How long code may take to leave once its time is over, until it counts as stuck.
 GRACE_SECONDS = 2.0
@@ -48,9 +48,13 @@ class TimeIsOver(BaseException):
 class _Watch:
     """One call under a deadline, as the watchdog sees it."""
 
-    __slots__ = ("due_at", "grace_seconds", "has_fired", "is_open", "is_stuck", "on_stuck", "stuck_at", "thread", "thread_id")
+    __slots__ = (
+        *("due_at", "grace_seconds", "has_fired", "is_open", "is_stuck", "name", "on_stuck", "stuck_at", "thread"),
+        "thread_id",
+    )
 
-    def __init__(self, due_at: float, grace_seconds: float, on_stuck: OnStuck) -> None:
+    def __init__(self, due_at: float, grace_seconds: float, on_stuck: OnStuck, name: str) -> None:
+        self.name = name
         self.thread_id = threading.get_ident()
         self.thread = ctypes.c_ulong(self.thread_id)
         self.grace_seconds = grace_seconds
@@ -79,6 +83,8 @@ class Watchdog:
         self._changed = threading.Condition(self._lock)
         #: As many as threads that run something: few, so they are walked.
         self._watches: set[_Watch] = set()
+        #: Those that may be stopped by name.
+        self._named: dict[str, _Watch] = {}
         self._thread: threading.Thread | None = None
         self._wakes_at = math.inf
         self._ends_process_at = math.inf
@@ -87,6 +93,8 @@ class Watchdog:
         """Watch from now on."""
         with self._lock:
             self._watches.add(watch)
+            if watch.name:
+                self._named[watch.name] = watch
             self._arm()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._watch, name="deadlines-of-engine", daemon=True)
@@ -98,9 +106,23 @@ class Watchdog:
         """Watch no longer, and take back what was raised and not yet delivered. Harmless when done twice."""
         with self._lock:
             self._watches.discard(watch)
+            if watch.name and self._named.get(watch.name) is watch:
+                del self._named[watch.name]
             if watch.has_fired:
                 _raise_in_thread(watch.thread, _NOTHING)
             self._arm()
+
+    def stop(self, name: str) -> bool:
+        """The time of the call of that name is over now; False where there is none. What is stopped already goes on to be."""
+        with self._lock:
+            watch = self._named.get(name)
+            if watch is None:
+                return False
+            if not watch.has_fired:
+                watch.due_at = time.monotonic()
+                watch.stuck_at = watch.due_at + watch.grace_seconds
+                self._changed.notify()
+            return True
 
     def _watch(self) -> None:
         with self._changed:
@@ -152,19 +174,23 @@ def run_within(
     args: tuple[Any, ...] = (),
     kwargs: dict[str, Any] | None = None,
     *,
+    name: str = "",
     grace_seconds: float = GRACE_SECONDS,
     watchdog: Watchdog = _watchdog,
 ) -> Any:
     """``function(*args, **kwargs)``, stopped after ``timeout_seconds``. Raises TimeIsOver, whatever the function then did.
+
+    One that has a ``name`` may be stopped before that, or without a deadline, by ``stop(name)``.
 
     ``on_stuck`` is called once, if the function has not come back ``grace_seconds`` later; the call still waits for it.
     No TimeIsOver is ever raised in this thread after the call. A function and not a context manager, because the first
     instruction of an ``__exit__`` could be hit by an exception before it had done anything.
     """
     kwargs = kwargs or {}
-    if timeout_seconds is None:
+    if timeout_seconds is None and not name:
         return function(*args, **kwargs)
-    watch = _Watch(time.monotonic() + timeout_seconds, grace_seconds, on_stuck)
+    due_at = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+    watch = _Watch(due_at, grace_seconds, on_stuck, name)
     try:
         try:
             watchdog.add(watch)
@@ -180,6 +206,11 @@ def run_within(
         watchdog.remove(watch)  # that one may have hit the line above; there is no second
         error.is_stuck = watch.is_stuck
         raise
+
+
+def stop(name: str) -> bool:
+    """Stop the call of that name, as if its time were over; False where none runs in this process."""
+    return _watchdog.stop(name)
 
 
 def end_hung_process() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from engine.broker import Broker, Outgoing, Partition, Record, Sink
+from engine.cancellations import is_cancellation, read_cancellation
 from engine.checkpointer import Checkpointer
 from engine.driver import Driver
 from engine.errors import EngineError, KafkaUnavailable
@@ -22,6 +23,7 @@ from engine.logs import logger
 from engine.pressure import Pressure
 from engine.publisher import Publisher
 from engine.restorer import Restorer
+from engine.runs import FlowRun
 from engine.settings import Settings
 from engine.shelf_reader import ShelfReader
 from engine.states import Ownership, StateChange, is_ownership, is_scheduled, read, type_of, utc, write_ownership
@@ -59,7 +61,7 @@ class Dispatcher:
         self._doubtful: dict[int, int] = {}
         self._paused = False
         self._pressure = Pressure(driver.waitlist, settings.max_open_runs)
-        self._shelves = ShelfReader(broker, self._topic, self._ledgers, driver.waitlist, self._pressure)
+        self._shelves = ShelfReader(broker, self._topic, self._ledgers, driver.waitlist, self._pressure, driver.cancel)
         self._committed: dict[Partition, int] = {}
         self._committed_at = 0.0
         self._is_stopping = False
@@ -216,6 +218,8 @@ class Dispatcher:
         ce_type = type_of(record.headers)
         if is_ownership(ce_type):
             ledger.begin_epoch(record.offset)
+        elif is_cancellation(ce_type):
+            self._cancel(ledger, record)
         elif was_recovered and not is_scheduled(ce_type):
             ledger.skip(record.offset)  # what we wrote ourselves comes by again; what others write is void
             return False
@@ -226,8 +230,8 @@ class Dispatcher:
         if not was_recovered and ledger.is_recovered:
             if ledger.runs:
                 logger.info("going on with open runs", partition=record.partition, runs=len(ledger.runs))
-            for run in ledger:
-                self._driver.waitlist.add(ledger, run)
+            for run in list(ledger):
+                self._open(ledger, run)
         return True
 
     def _read(self, ledger: Ledger, record: Record, was_recovered: bool) -> None:
@@ -246,7 +250,25 @@ class Dispatcher:
             ledger.skip(record.offset)
             return
         if run is not None and was_recovered:
-            self._driver.waitlist.add(ledger, run)
+            self._open(ledger, run)
+
+    def _open(self, ledger: Ledger, run: FlowRun) -> None:
+        self._driver.waitlist.add(ledger, run)
+        if run.cancelled is not None:
+            self._driver.cancel(ledger, run)
+
+    def _cancel(self, ledger: Ledger, record: Record) -> None:
+        try:
+            asked = read_cancellation(record.value)
+        except EngineError as error:
+            # Whoever wrote it has to say it better; no run is touched.
+            logger.error("unreadable cancellation on the state topic", origin=str(record.position), error=str(error))
+            ledger.skip(record.offset)
+            return
+        was_recovered = ledger.is_recovered
+        run = ledger.cancel(record.offset, asked)
+        if run is not None and was_recovered:
+            self._driver.cancel(ledger, run)
 
     def _regulate(self) -> None:
         """Stop reading for a moment while too much waits; what is slow is left on the log, and read again later."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from engine.executor import Call, Submission
 from engine.ledger import Ledger
 from engine.progress import Progress
-from engine.states import Envelope
+from engine.states import Envelope, StateChange
+from engine.telemetry import attempt_context, is_sampled
 
 
 class Driven:
@@ -34,6 +35,13 @@ class Driven:
     def run_id(self) -> str:
         """The run's id."""
         return self.progress.run.run_id
+
+    def context_of(self, change: StateChange) -> str:
+        """The span that a change belongs to: that of the attempt, or the run's."""
+        if change.task_run_id is None or not change.attempt or not is_sampled(self.context):
+            return self.context
+        parent = self.progress.graph.context_of(change.task_run_id, self.context)
+        return attempt_context(parent, change.task_run_id, change.attempt)
 
     def submission(self, calls: Sequence[Call]) -> Submission | None:
         """These calls as they are to be submitted; None where there are none, or where they have to wait."""

@@ -14,13 +14,13 @@ from typing import Any
 
 from engine.awaited import AwaitedEvents
 from engine.driven import Driven
+from engine.endings import cancelled
 from engine.executor import Call, Executor, Report, Submission
 from engine.feeder import Feeder
 from engine.flows import Flow
 from engine.ledger import Ledger
 from engine.logs import log_failure, logger
 from engine.packer import Packer
-from engine.parcels import Outcome
 from engine.planning import Advance, Limits
 from engine.progress import Progress
 from engine.publisher import Publisher
@@ -29,7 +29,7 @@ from engine.runs import FlowRun
 from engine.settings import Settings
 from engine.states import Failure
 from engine.steps import Step
-from engine.telemetry import Tracer, attempt_context, is_sampled, run_context
+from engine.telemetry import Tracer, run_context
 from engine.waitlist import Waitlist
 from engine.wiring import Start, Wirer
 
@@ -69,6 +69,9 @@ class Driver:
         self._begins: set[asyncio.Task[None]] = set()
         self._ledgers: Mapping[int, Ledger] = {}
         self._packer = Packer(settings, flows, executor, publisher, tracer, self._on_packed_end)
+        # See engine.executor.Listener: what is said of parcels is the packer's.
+        self.on_outcomes, self.on_deaths = self._packer.on_outcomes, self._packer.on_deaths
+        self.on_refused = self._packer.on_refused
 
     async def start(self, ledgers: Mapping[int, Ledger]) -> None:
         """Connect to the cluster. ``ledgers`` are those of the partitions owned, by number. Raises DaskUnavailable."""
@@ -98,6 +101,22 @@ class Driver:
             self._forget(run_id)
         self._packer.drop(partition)
         self.waitlist.drop(partition)
+
+    def cancel(self, ledger: Ledger, run: FlowRun) -> None:
+        """Somebody wants the run to end: whatever it is at, its last changes are made now."""
+        driven = self._driven.get(run.run_id)
+        if driven is not None:
+            self._cancel(driven)
+        elif not self._packer.cancel(run) and self.waitlist.withdraw(ledger, run):
+            self._cancel(self._new(ledger, run))
+
+    def _cancel(self, driven: Driven) -> None:
+        run = driven.progress.run
+        if not run.state.is_end and run not in self._publisher.untold:
+            driven.close()
+            driven.progress.is_ended = True
+            self._executor.cancel(run.run_id)
+            self._tell(driven, Step(changes=cancelled(run, time.time(), driven.ledger.epoch)))
 
     async def close(self) -> None:
         """Disconnect. What runs on the cluster goes on for the next owner."""
@@ -135,6 +154,9 @@ class Driver:
         begun: list[tuple[Driven, Step]] = []
         starts: list[Start] = []
         for ledger, run in batch:
+            if run.cancelled is not None:  # between being taken and now
+                self._cancel(self._new(ledger, run))
+                continue
             if self._packer.takes(run.flow):
                 self._packer.add(ledger, run)
                 continue
@@ -152,7 +174,10 @@ class Driver:
                 self._tell(driven, step, is_decision=advance.is_decided)
                 self._advance(driven, advance, submissions)
         self._publisher.untold.tell([driven.progress.run for driven, _ in begun])
-        self._submit_all(submissions)
+        self._executor.submit(submissions)
+        for driven, _ in begun:
+            if driven.progress.run.cancelled is not None and self._is_ours(driven):
+                self._cancel(driven)  # which was put off, because its RUNNING was not told
 
     def _begin_again(self, driven: Driven) -> None:
         """The next attempt of a flow, which takes the place of the last."""
@@ -191,7 +216,7 @@ class Driver:
         for driven, advance in advances:
             if self._is_ours(driven):
                 self._advance(driven, advance, submissions)
-        self._submit_all(submissions)
+        self._executor.submit(submissions)
 
     def _advance(self, driven: Driven, advance: Advance, submissions: list[Submission]) -> None:
         """A flow has gone on."""
@@ -204,18 +229,6 @@ class Driver:
         if self._is_ours(driven):
             self._do_now(driven, driven.progress.remake(index))
 
-    def on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
-        """See engine.executor.Listener."""
-        self._packer.on_outcomes(outcomes)
-
-    def on_deaths(self, run_ids: Sequence[str], reason: str) -> None:
-        """See engine.executor.Listener."""
-        self._packer.on_deaths(run_ids, reason)
-
-    def on_refused(self, parcel_id: str) -> None:
-        """See engine.executor.Listener."""
-        self._packer.on_refused(parcel_id)
-
     def on_reports(self, reports: Sequence[Report]) -> None:
         """See engine.executor.Listener."""
         now = time.time()
@@ -224,7 +237,7 @@ class Driver:
             driven = self._driven.get(report.run_id)
             if driven is not None:
                 self._do(driven, driven.progress.report(report, now), submissions)
-        self._submit_all(submissions)
+        self._executor.submit(submissions)
 
     def on_reset(self) -> None:
         """See engine.executor.Listener: the cluster has forgotten everything, so submit again what is open."""
@@ -247,7 +260,7 @@ class Driver:
     def _do_now(self, driven: Driven, step: Step) -> None:
         submissions: list[Submission] = []
         self._do(driven, step, submissions)
-        self._submit_all(submissions)
+        self._executor.submit(submissions)
 
     def _do(self, driven: Driven, step: Step, submissions: list[Submission]) -> None:
         progress = driven.progress
@@ -279,14 +292,10 @@ class Driver:
         if calls and (submission := driven.submission(calls)) is not None:
             submissions.append(submission)
 
-    def _submit_all(self, submissions: Sequence[Submission]) -> None:
-        if submissions:
-            self._executor.submit(submissions)
-
     def _decided(self, driven: Driven) -> None:
         """What this engine decided is on the topic, where the next owner finds it: what follows from it may happen."""
         submission = driven.decided()
-        if submission is not None and self._is_ours(driven):
+        if submission is not None and self._is_ours(driven) and not driven.progress.is_ended:
             self._executor.submit([submission])
 
     def _retry(self, driven: Driven, index: str) -> None:
@@ -302,11 +311,7 @@ class Driver:
         run = progress.run
         for change in step.changes:
             log_failure(change, driven.context)
-            parent = driven.context
-            if change.task_run_id is not None and change.attempt and is_sampled(parent):
-                parent = attempt_context(
-                    progress.graph.context_of(change.task_run_id, parent), change.task_run_id, change.attempt
-                )
+            parent = driven.context_of(change)
             ends = change.is_flow_run and change.state.is_end
             on_acknowledged: Callable[[], None] | None = functools.partial(self._ended, driven) if ends else None
             if is_decision and on_acknowledged is None:
@@ -321,8 +326,7 @@ class Driver:
 
     def _on_packed_end(self, ledger: Ledger, run: FlowRun) -> None:
         self.waitlist.end(ledger, run)
-        if self.waitlist.has_ready:
-            self._wake.set()
+        self.nudge()
 
     def _ended(self, driven: Driven) -> None:
         """The run's end is safely on the state topic: only now may the cluster and the ledger let it go."""

@@ -6,11 +6,12 @@ from typing import Any
 
 import msgspec
 
+from engine.cancellations import CANCELLED
 from engine.executor import Report
 from engine.planning import Outcome
 from engine.retries import Retry, judge_named, next_wait_seconds
 from engine.runs import FlowRun
-from engine.states import Failure, State, later, utc
+from engine.states import Failure, State, StateChange, later, utc
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -38,6 +39,17 @@ def ending(
     if wait_seconds is None:
         return Ending(state, {"error": error})
     return Ending(State.RETRYING, {"error": error, "next_attempt_at": later(utc(now), wait_seconds)}, wait_seconds)
+
+
+def cancelled(run: FlowRun, at: float, epoch: int) -> list[StateChange]:
+    """The last changes of a run that somebody has cancelled: of all that is open, its own last."""
+    changes = [
+        run.advance_task(task_run_id.split("/")[1], task_run_id, State.CANCELLED, task.attempt, at, epoch, reason=CANCELLED)
+        for task_run_id, task in run.tasks.items()
+        if task.state is not None and not task.state.is_end
+    ]
+    changes.append(run.advance(State.CANCELLED, at, epoch, reason=run.cancelled))
+    return changes
 
 
 def _result(run: FlowRun, outcome: Outcome, report: Report | None) -> dict[str, Any]:

@@ -190,6 +190,14 @@ class Executor(Protocol):
         """The run's end is safely on the state topic: its results may go, after ``keep_seconds``."""
         ...
 
+    def cancel(self, run_id: str) -> None:
+        """The run is over, whatever its tasks are at: stop those that run, forget the others, let all of it go."""
+        ...
+
+    def cancel_packed(self, run_ids: Sequence[str]) -> None:
+        """These packed runs are over: those that no worker has begun are not begun."""
+        ...
+
     def send(self, parcel: Parcel, owners: Sequence[tuple[int, int]]) -> None:
         """Run a parcel; ``owners`` are partition and epoch of each of its runs. What is under way is attached to."""
         ...

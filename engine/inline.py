@@ -13,10 +13,11 @@ from engine.executor import Call, Listener, Report, Submission, index_of
 from engine.packing import run_parcel
 from engine.parcels import Outcome, Parcel
 from engine.results import ResultStore
+from engine.running import Postponed, stop
 from engine.spawning import ChildFailed
 from engine.states import State
 from engine.telemetry import Tracer
-from engine.worker import Postponed, execute, execute_async
+from engine.worker import execute, execute_async
 
 #: What a call that failed, or that depends on one, leaves to its dependents: they do not run.
 _FAILED = object()
@@ -49,6 +50,8 @@ class InlineExecutor:
         self._pool = ThreadPoolExecutor(10_000, "engine-inline")
         #: By run and index.
         self._calls: dict[str, dict[str, _Entry]] = {}
+        #: Packed runs that are to be left out.
+        self._stopped: set[str] = set()
         self._parcels: set[asyncio.Future[None]] = set()
         self._listener: Listener
         self._loop: asyncio.AbstractEventLoop
@@ -71,6 +74,16 @@ class InlineExecutor:
         """Drop what the run has left; results are not kept for anybody here."""
         for entry in self._calls.pop(run_id, {}).values():
             entry.running.cancel()
+
+    def cancel(self, run_id: str) -> None:
+        """See engine.executor.Executor."""
+        for entry in self._calls.get(run_id, {}).values():
+            stop(entry.call.key)
+        self.release(run_id, 0.0)
+
+    def cancel_packed(self, run_ids: Sequence[str]) -> None:
+        """See engine.executor.Executor."""
+        self._stopped.update(run_ids)
 
     def send(self, parcel: Parcel, owners: Sequence[tuple[int, int]]) -> None:
         """See engine.executor.Executor."""
@@ -134,7 +147,8 @@ class InlineExecutor:
         def keep(run_id: str, value: Any) -> str | None:
             return self.store(parcel.store).save(run_id, "result", "result", value) if parcel.store else None
 
-        run_parcel(parcel, tell, tracer=self.tracer, worker=self.address, keep=keep)
+        is_stopped = self._stopped.__contains__
+        run_parcel(parcel, tell, tracer=self.tracer, worker=self.address, keep=keep, is_stopped=is_stopped)
 
     def _submit(self, call: Call) -> None:
         calls = self._calls.setdefault(call.run_id, {})

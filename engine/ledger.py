@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
+from engine.cancellations import Cancellation
 from engine.checkpoints import BlockPlace, Checkpoint, Ids
 from engine.errors import IllegalTransition
 from engine.runs import FlowRun
@@ -59,7 +60,7 @@ class Ledger:
         self.runs = {run.run_id: run for run in runs}
         self.seen.add_block(ids.tail)
         self.tail.add_block(ids.tail)
-        self.shelf.restore(ids.lanes, ids.told)
+        self.shelf.restore(ids.lanes, ids.told, ids.cancelled)
         self.next_offset = checkpoint.from_offset
         self._epochs.begin(checkpoint.epoch)
         self._restored = (checkpoint.epoch, offset)
@@ -111,6 +112,19 @@ class Ledger:
             del self.runs[change.run_id]
         return None
 
+    def cancel(self, offset: int, cancellation: Cancellation) -> FlowRun | None:
+        """Take in the cancellation at ``offset``. Answers the run where one is open: it is to end."""
+        if not self._advance(offset):
+            return None
+        run_id, reason = cancellation.run_id, cancellation.reason
+        run = self.runs.get(run_id)
+        if run is not None and not run.state.is_end:
+            run.cancelled = reason
+            return run
+        if run is None and self.shelf.lanes and not self.has_seen(run_id):
+            self.shelf.cancelled[run_id] = reason
+        return None
+
     def read_ahead(self, offset: int, scheduled: StateChange) -> FlowRun | None:
         """Open the run of a SCHEDULED that is known to lie at ``offset``, without waiting for what lies before it.
 
@@ -142,7 +156,10 @@ class Ledger:
             self.shelf.passed.remove(offset)
             return None
         told = self.shelf.told.pop(scheduled.run_id, None)
+        cancelled = self.shelf.cancelled.pop(scheduled.run_id, None)
         run = self._open(offset, scheduled)
+        if run is not None:
+            run.cancelled = cancelled
         if run is None or told is None:
             return run
         if not told:
@@ -159,7 +176,7 @@ class Ledger:
 
     def has_seen(self, run_id: str) -> bool:
         """Whether a run of this id was opened inside the dedup window."""
-        return bytes.fromhex(run_id) in self.seen
+        return _id(run_id) in self.seen
 
     def __iter__(self) -> Iterator[FlowRun]:
         return iter(self.runs.values())

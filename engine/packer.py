@@ -99,6 +99,21 @@ class Packer:
         for name, ready in self._ready.items():
             self._ready[name] = deque(packed for packed in ready if packed.ledger.partition != partition)
 
+    def cancel(self, run: FlowRun) -> bool:
+        """The run is to end now; False where it is not here. A worker that is at it is not disturbed, and not heard."""
+        packed = self._runs.get(run.run_id)
+        if packed is None:
+            return False
+        if packed.timer is not None:
+            packed.timer.cancel()
+        self._parcels.drop([run.run_id])
+        ready = self._ready[run.flow]
+        if packed in ready:
+            ready.remove(packed)
+        self._executor.cancel_packed([run.run_id])
+        self._finish(packed, State.CANCELLED, time.time(), {"tasks": _EMPTY, "reason": run.cancelled})
+        return True
+
     def close(self) -> None:
         """Wait for nothing more."""
         for packed in self._runs.values():
@@ -226,10 +241,13 @@ class Packer:
                 details["reason"] = outcome.kept
         else:
             details["error"] = outcome.error
+        self._finish(packed, outcome.state, outcome.ended_at, details)
+
+    def _finish(self, packed: _Run, state: State, at: float, details: dict[str, Any]) -> None:
         run = packed.run
-        change = run.advance(outcome.state, outcome.ended_at, packed.ledger.epoch, **details)
+        change = run.advance(state, at, packed.ledger.epoch, **details)
         self._tell(packed, change, functools.partial(self._ended, packed))
-        self._tracer.run(*(packed.context, run.traceparent or "", change, self._settings.app, run.running_at, outcome.error))
+        self._tracer.run(packed.context, run.traceparent or "", change, self._settings.app, run.running_at, change.error)
         self._on_end(packed.ledger, run)
 
     def _tell(self, packed: _Run, change: StateChange, on_acknowledged: Callable[[], None] | None = None) -> None:

@@ -22,10 +22,10 @@ from engine.packed_attempts import failure_in_user_code
 from engine.packed_calls import PackedRecording
 from engine.packed_handles import Suspended, Unavailable, filled
 from engine.parcels import Outcome, PackedRun, Parcel, encode_tasks
+from engine.running import check_pickles
 from engine.states import Failure, State, encode
 from engine.tasks import resolve
 from engine.telemetry import Tracer, trace_id_of
-from engine.worker import check_pickles
 
 #: Outcomes wait for others at most so long, and for the end of the run that is under way.
 _TELL_SECONDS = 0.02
@@ -45,12 +45,14 @@ def run_parcel(
     pending: deque[Outcome] | None = None,
     on_stuck: Callable[[Outcome], None] | None = None,
     keep: Keep | None = None,
+    is_stopped: Callable[[str], bool] | None = None,
 ) -> None:
     """Run each run of the parcel and ``tell`` every outcome, some at a time, in this thread.
 
     Outcomes are put into ``pending`` first, from which another thread may take them (``popleft``) at any time, so that none
     waits behind a long run. ``on_stuck`` is told, from another thread, of a run whose code cannot be stopped. ``keep``
-    puts results that do not travel somewhere else. Raises nothing but what ``tell`` raises.
+    puts results that do not travel somewhere else. Runs for which ``is_stopped`` says yes are left out, untold.
+    Raises nothing but what ``tell`` raises.
     """
     pending = deque() if pending is None else pending
     context = copy_context()  # what one run binds is gone with its copy of this
@@ -66,6 +68,8 @@ def run_parcel(
     packed = _PackedFlow(flow, parcel, tracer, worker, context, on_stuck, keep)
     told_at = time.monotonic()
     for run in parcel.runs:
+        if is_stopped is not None and is_stopped(run.run_id):
+            continue
         pending.append(packed.run(run))
         if (now := time.monotonic()) - told_at >= _TELL_SECONDS:
             told_at = now

@@ -87,6 +87,8 @@ class Progress:
     def plan(self, planned: Sequence[Planned], outcome: Outcome | None, handled: Iterable[str], now: float) -> Step:
         """The flow has gone on: it has called these, dealt with the failures of ``handled``, and perhaps ended."""
         step = Step()
+        if self.is_ended:
+            return step  # it was cancelled while its flow was gone through
         made: list[Node] = []
         self._blame.handle(handled)
         for one in planned:

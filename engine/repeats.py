@@ -27,17 +27,19 @@ class History(msgspec.Struct):
     """What is known of a run and of those that repeat it."""
 
     scheduled: StateChange | None = None
+    #: Of the state topic, where it lies.
+    partition: int = 0
     end: State | None = None
     #: Repeats by run id, and whether each has ended.
     repeats: dict[str, bool] = {}
 
-    def take(self, run_id: str, change: StateChange) -> None:
+    def take(self, run_id: str, change: StateChange, partition: int = 0) -> None:
         """Take in a change, in the order of its partition."""
         if not change.is_flow_run:
             return
         if change.run_id == run_id:
             if change.seq == 0:
-                self.scheduled = change
+                self.scheduled, self.partition = change, partition
             if change.state.is_end:
                 self.end = change.state
         elif change.repeats == run_id:
@@ -65,7 +67,7 @@ async def history_of(settings: Settings, broker: Broker, run_id: str) -> History
         except EventError:
             continue  # The dispatcher that owns the partition says so; it is no change of any run.
         if change is not None and not isinstance(change, Ownership) and counted.is_new(change):
-            history.take(run_id, change)
+            history.take(run_id, change, record.partition)
     return history
 
 

@@ -30,9 +30,10 @@ from engine.packing import run_parcel
 from engine.parcels import Outcome, decode_parcel, encode_outcomes
 from engine.restarter import Restarter, owns_process
 from engine.results import ResultStore
+from engine.running import Postponed, stop
 from engine.spawning import ChildFailed
 from engine.telemetry import Tracer
-from engine.worker import Postponed, execute, execute_async
+from engine.worker import execute, execute_async
 
 NAME = "engine"
 #: A RUNNING report of its own is sent for attempts that last longer; shorter ones are told with their end.
@@ -68,7 +69,10 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         self._awaited: dict[str, list[Future[Any]]] = {}
         #: Outcomes of each parcel that runs here, on their way.
         self._parcels: dict[str, deque[Outcome]] = {}
+        #: Packed runs that are to be left out.
+        self._stopped: set[str] = set()
         worker.stream_handlers["engine-ended"] = self._hear_ended
+        worker.stream_handlers["engine-stop"] = self._stop
         self._live = PeriodicCallback(self._tell_live, _LIVE_INTERVAL_MS)
         worker.loop.add_callback(self._live.start)
         # As on the scheduler: nobody needs the last thousand messages.
@@ -146,6 +150,12 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         stimulus_id = f"engine-secede-{time.time()}"
         self._worker.handle_stimulus(SecedeEvent(key=call.key, compute_duration=0.0, stimulus_id=stimulus_id))
 
+    def _stop(self, keys: Sequence[str] = (), packed: Sequence[str] = ()) -> None:
+        """Runs were cancelled: stop their tasks, and begin none of these packed runs."""
+        for key in keys:
+            stop(key)
+        self._stopped.update(packed)
+
     def _await(self, key: str, future: Future[Any]) -> None:
         if key in self._worker.data:
             future.set_result(self._worker.data[key])
@@ -220,9 +230,11 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
                 pending=pending,
                 on_stuck=functools.partial(self._stuck_in_parcel, key),
                 keep=keep,
+                is_stopped=self._stopped.__contains__,
             )
         finally:
             del self._parcels[key]
+            self._stopped.difference_update([run.run_id for run in decoded.runs])
             self.hold_if_stuck(key)
         return kept
 

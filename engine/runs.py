@@ -70,6 +70,7 @@ class FlowRun:
     __slots__ = (
         "attempt",
         "called",
+        "cancelled",
         "ended",
         "event",
         "flow",
@@ -110,6 +111,8 @@ class FlowRun:
         self.called: dict[str, str] = {}
         #: Indices of the children whose failure the task that started them has dealt with.
         self.handled: set[str] = set()
+        #: Why it is to end as soon as its owner comes to it, where somebody wants that.
+        self.cancelled: str | None = None
 
     def apply(self, change: StateChange) -> bool:
         """Take in a change read from the state topic; False for one that was taken in before.

@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
-from distributed.scheduler import TaskState
 
 from engine.dask_graph import DaskGraph, Pending
 from engine.dask_names import Names
 from engine.dask_parcels import HeldParcels
+from engine.dask_waits import Waits
 from engine.executor import Call, Report, decode_call, decode_reports, encode_call, encode_reports, index_of, run_of
 from engine.parcels import decode_parcel
 from engine.spawning import refused
@@ -71,10 +71,9 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._runs: dict[str, _Held] = {}
         #: Results of ended runs that stay for a while: their keys, and the timers that end it.
         self._kept: dict[str, tuple[str, object]] = {}
-        #: Workers on which a task waits for the end of a key.
-        self._awaited: dict[str, set[str]] = {}
         self._graph: DaskGraph
         self._names: Names
+        self._waits: Waits
         self._parcels: HeldParcels
 
     async def start(self, scheduler: Scheduler) -> None:
@@ -84,6 +83,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         for worker in scheduler.workers:
             self.add_worker(scheduler, worker)
         self._graph, self._names = DaskGraph(scheduler), Names(scheduler)
+        self._waits = Waits(scheduler, self._report_of)
         self._parcels = HeldParcels(scheduler, self._graph, self._names, self._tell_owner)
         scheduler.handlers["engine_token"] = self.tell_token
         scheduler.handlers[KEYS] = self.tell_keys
@@ -92,11 +92,13 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "engine-own": self.own,
                 "engine-submit": self.submit,
                 "engine-report": self.report,
-                "engine-await": self.await_end,
+                "engine-await": self._waits.add,
                 "engine-release": self.release,
+                "engine-cancel": self.cancel,
                 "engine-parcel": self.send_parcel,
                 "engine-outcomes": self.hear_outcomes,
                 "engine-release-parcels": self.release_parcels,
+                "engine-cancel-packed": self.cancel_packed,
             }
         )
 
@@ -178,13 +180,6 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._create(pending)
         self._take(told)
 
-    def await_end(self, worker: str, key: str) -> None:
-        """A task on ``worker`` waits for the end of ``key``."""
-        task = self.scheduler.tasks.get(key)
-        self._awaited.setdefault(key, set()).add(worker)
-        if task is None or task.state in ("memory", "erred"):
-            self._tell_end(key, task)
-
     def transition(self, key: Any, start: str, finish: str, *_: Any, **details: Any) -> None:
         """Tell the owner of a task that erred without a report of its own: its worker died, or could not load it."""
         if finish in ("memory", "erred") and key in self._parcels:
@@ -192,8 +187,8 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
             self.scheduler.loop.add_callback(self._parcels.ended, key, reason, finish == "memory")  # when Dask is done with it
             return
         if finish == "memory":
-            if key in self._awaited:
-                self.scheduler.loop.add_callback(self._tell_end, key, self.scheduler.tasks.get(key))
+            if key in self._waits:
+                self.scheduler.loop.add_callback(self._waits.end, key, self.scheduler.tasks.get(key))
             return
         if finish != "erred" or not isinstance(key, str) or (run_id := run_of(key)) is None:
             return
@@ -201,8 +196,8 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         task = self.scheduler.tasks.get(key)
         if held is None or task is None:
             return
-        if key in self._awaited:
-            self.scheduler.loop.add_callback(self._tell_end, key, task)
+        if key in self._waits:
+            self.scheduler.loop.add_callback(self._waits.end, key, task)
         if task.exception_blame is not task:
             return
         call = decode_call(task.run_spec.args[0])
@@ -234,6 +229,16 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._graph.release([key for key in held.keys.values() if key != held.shared])  # what only led to the result
         self._kept[run_id] = held.shared, self.scheduler.loop.call_later(keep_seconds, self._let_go, run_id)
 
+    def cancel(self, client: str, run_id: str) -> None:
+        """The run is over, whatever its tasks are at."""
+        held = self._runs.get(run_id)
+        if held is None or held.client != client:
+            return
+        self._graph.stop(held.keys.values())
+        for key in held.keys.values():
+            self._waits.end(key, None)
+        self.release(client, run_id, 0.0)
+
     def send_parcel(self, client: str, app: str, parcel: bytes, owners: list[tuple[int, int]]) -> None:
         """A parcel of ``client``, with partition and epoch of each run; refused where another engine owns one of them."""
         slots = [(app, partition) for partition, _ in owners]
@@ -249,7 +254,11 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def release_parcels(self, client: str, run_ids: list[str], keep_seconds: float) -> None:
         """Packed runs have ended, and their ends are on the state topic: void where the engine has lost the partition."""
-        self._parcels.release(run_ids, keep_seconds, {slot for slot, (_, owner) in self._owners.items() if owner == client})
+        self._parcels.release(run_ids, keep_seconds, self._slots_of(client))
+
+    def cancel_packed(self, client: str, run_ids: list[str]) -> None:
+        """Packed runs are over."""
+        self._parcels.cancel(run_ids, self._slots_of(client))
 
     # --- Tasks and names ------------------------------------------------------------------------------------------------
 
@@ -304,26 +313,12 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     # --- Telling --------------------------------------------------------------------------------------------------------
 
-    def _tell_end(self, key: str, task: TaskState | None) -> None:
-        workers = self._awaited.pop(key, set())
-        report: bytes | None = None
-        if task is None or task.state != "memory":
-            report = encode_reports([self._why(key, task)])
-        who_has = [] if task is None or report is not None else [ws.address for ws in task.who_has or ()]
-        for worker in workers:
-            if worker in self.scheduler.workers:
-                self.scheduler.worker_send(worker, {"op": "engine-ended", "key": key, "who_has": who_has, "report": report})
+    def _report_of(self, key: str) -> Report | None:
+        held = self._runs.get(run_of(key) or "")
+        return None if held is None else held.reports.get(index_of(key))
 
-    def _why(self, key: str, task: TaskState | None) -> Report:
-        """The report of the failure that left ``key`` without a value."""
-        blamed = task.exception_blame.key if task is not None and task.exception_blame is not None else key
-        run_id = run_of(blamed) or ""
-        held = self._runs.get(run_id)
-        known = held.reports.get(index_of(blamed)) if held is not None else None
-        if known is not None and known.error is not None:
-            return known
-        failure = Failure("LostResult", "the result is not on the cluster any more")
-        return Report(run_id, index_of(blamed), State.CRASHED, 1, 0.0, time.time(), "", failure)
+    def _slots_of(self, client: str) -> set[tuple[str, int]]:
+        return {slot for slot, (_, owner) in self._owners.items() if owner == client}
 
     def _take(self, reports: Sequence[Report]) -> None:
         by_client: dict[str, list[Report]] = {}

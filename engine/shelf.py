@@ -18,7 +18,7 @@ Lane = tuple[str, str | None]
 class Shelf:
     """The lanes of one partition."""
 
-    __slots__ = ("lanes", "passed", "told")
+    __slots__ = ("cancelled", "lanes", "passed", "told")
 
     def __init__(self) -> None:
         #: From where to read each one again.
@@ -28,11 +28,14 @@ class Shelf:
         #: What an earlier owner told of runs that it had opened from a lane, after the checkpoint that has the lanes: by run,
         #: and nothing of one that has ended. We meet their SCHEDULED only when we read the lane.
         self.told: dict[str, list[StateChange]] = {}
+        #: Runs that are to end as soon as they are opened, and why.
+        self.cancelled: dict[str, str] = {}
 
-    def restore(self, lanes: Mapping[Lane, int], told: Mapping[str, list[StateChange]]) -> None:
+    def restore(self, lanes: Mapping[Lane, int], told: Mapping[str, list[StateChange]], cancelled: Mapping[str, str]) -> None:
         """What a checkpoint holds."""
         self.lanes = dict(lanes)
         self.told = {run_id: list(changes) for run_id, changes in told.items()}
+        self.cancelled = dict(cancelled)
 
     def covers(self, flow: str, key: str | None, offset: int) -> bool:
         """Whether a run whose SCHEDULED lies at ``offset`` has to wait on the log, among those that do."""
@@ -65,6 +68,7 @@ class Shelf:
         if not self.lanes:
             self.passed.clear()
             self.told.clear()
+            self.cancelled.clear()
 
     def hear(self, change: StateChange) -> None:
         """History says this of a run that nobody has opened: it waits on a lane."""

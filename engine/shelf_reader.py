@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from engine.backlog_reader import poll
 from engine.broker import Broker, Partition, Record
@@ -11,6 +11,7 @@ from engine.errors import EngineError, KafkaUnavailable
 from engine.ledger import Ledger
 from engine.logs import logger
 from engine.pressure import Pressure
+from engine.runs import FlowRun
 from engine.shelf import Lane
 from engine.states import StateChange, is_scheduled, read, type_of
 from engine.waitlist import Waitlist
@@ -24,8 +25,16 @@ class ShelfReader:
     """Serves the lanes of one engine, one after the other."""
 
     def __init__(
-        self, broker: Broker, topic: str, ledgers: Mapping[int, Ledger], waitlist: Waitlist, pressure: Pressure
+        self,
+        broker: Broker,
+        topic: str,
+        ledgers: Mapping[int, Ledger],
+        waitlist: Waitlist,
+        pressure: Pressure,
+        cancel: Callable[[Ledger, FlowRun], None],
     ) -> None:
+        """``cancel`` ends a run on the waitlist."""
+        self._cancel = cancel
         self._topic, self._ledgers, self._waitlist, self._pressure = topic, ledgers, waitlist, pressure
         self._source = broker.source([topic], group=None)
         self._has_started = False
@@ -142,6 +151,8 @@ class ShelfReader:
         if run is None:
             return 0
         self._waitlist.add(ledger, run)
+        if run.cancelled is not None:
+            self._cancel(ledger, run)
         return 1
 
 

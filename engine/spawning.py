@@ -107,8 +107,8 @@ class Spawner:
         future = self._nursery.ended(self._call, self._key(handle))
         self._give_way(future)
         try:
-            # A thread that waits without end cannot be stopped at its timeout.
-            while self._call.timeout_seconds is not None and not future.done():
+            # A thread that waits without end cannot be stopped, at its timeout or when the run is cancelled.
+            while not future.done():
                 with_timeout(future)
             return future.result()
         except ChildFailed as error:

@@ -119,6 +119,27 @@ class Waitlist:
         self._count -= len(taken)
         return taken
 
+    def withdraw(self, ledger: Ledger, run: FlowRun) -> bool:
+        """A run will not begin; False where it does not wait here."""
+        line = self._lines.get(run.flow)
+        entry = (ledger, run)
+        if line is None:
+            return False
+        queue = None if run.key is None else self._behind.get((ledger.partition, run.flow, run.key))
+        if entry in line.ready:
+            line.ready.remove(entry)
+            if queue:
+                line.ready.append(queue.popleft())
+            elif run.key is not None:
+                self._behind.pop((ledger.partition, run.flow, run.key), None)
+        elif queue is not None and entry in queue:
+            queue.remove(entry)
+        else:
+            return False
+        self._lose(line, [entry])
+        self._check(line)
+        return True
+
     def park(self, run: FlowRun) -> bool:
         """A run that began only waits (it sleeps, or awaits an event): it does not count until ``unpark``. Whether it did."""
         line = self._lines.get(run.flow)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Iterable
 from typing import Any
@@ -11,12 +12,13 @@ import msgspec
 
 from engine.app import App
 from engine.broker import Broker, Outgoing, Record, Source
+from engine.cancellations import Cancellation, write_cancellation
 from engine.events import Event, Headers, Position, to_headers
 from engine.executor import Executor
 from engine.flows import Flow
 from engine.runs import run_id_of
 from engine.settings import Settings
-from engine.states import State, StateChange, encode
+from engine.states import State, StateChange, encode, is_scheduled, type_of, utc
 from engine.subscriber import Subscription
 from tests.waiting import eventually
 
@@ -165,6 +167,14 @@ class AppUnderTest:
     async def write(self, *records: Outgoing) -> list[Position]:
         """Publish records on any topic."""
         return await self._sink.write(records)
+
+    async def cancel(self, run_id: str, reason: str = "enough") -> None:
+        """Ask for the end of a run, as ``engine runs cancel`` does."""
+        topic = self.settings.states_topic
+        records = [record for record in await self.records(topic) if is_scheduled(type_of(record.headers))]
+        [scheduled] = [record for record in records if run_id.encode() in (record.value or b"")]
+        value, headers = write_cancellation(self.settings.app, Cancellation(run_id, utc(time.time()), reason))
+        await self.write(Outgoing(topic, scheduled.key, value, headers, scheduled.partition))
 
     def run_id(self, flow: str, id: str) -> str:
         return run_id_of(self.settings.app, flow, self.source, id)

@@ -10,9 +10,11 @@ import pytest
 
 from engine.runs import repeat_id_of
 from tests.acceptance.conftest import Stack, engine
+from tests.waiting import eventually
 
 HANDLERS = """
 import pathlib
+import time
 import msgspec
 from engine import flow, on, task
 
@@ -26,6 +28,16 @@ def buy(name: str) -> str:
     if name == "dear" and not NEEDED.exists():
         raise LookupError("no money \\x1b[2J [bold]")
     return name.upper()
+
+@task
+def linger(item: Item) -> None:
+    while True:
+        NEEDED.with_name("lingers").touch()
+        time.sleep(0.01)
+
+@flow(on("items", type="item.lingers"))
+def stay(item: Item):
+    return linger(item)
 
 @flow(on("items", type="item.made"), on_failure="dead-letter")
 def process(item: Item):
@@ -116,11 +128,41 @@ async def test_a_failed_run_is_a_letter_that_steers_no_terminal_and_can_be_dropp
     assert (await ended(shop, again.out.strip()))[-1]["result"] == "DEAR"
 
 
+async def test_a_run_is_cancelled_once_and_can_be_run_again(shop: Stack) -> None:
+    await shop.send_event("items", "item.lingers", "long", {"name": "tea"})
+    run_id = shop.run_id("stay", "long")
+    lingers = shop.handlers.with_name("lingers")
+    await eventually(lingers.exists)
+    done = await engine("runs", "cancel", run_id, "--reason", "wrong [bold]price\x1b", "--json", *shop.where)
+    assert (done.code, done.lines) == (0, [{"run_id": run_id, "cancelling": True}])
+    watched = await shop.watch(run_id)
+    assert watched.code == 1
+    ends = [(line.get("task"), line["state"], line["reason"]) for line in watched.lines[-2:]]
+    assert ends == [("linger", "CANCELLED", "cancelled"), (None, "CANCELLED", "wrong [bold]price\x1b")]
+    shown = await engine("runs", "watch", run_id, *shop.where)
+    assert "\x1b" not in shown.out
+    assert "[bold]price" in shown.out
+
+    def stays_away() -> bool:
+        lingers.unlink(missing_ok=True)
+        return not lingers.exists()
+
+    await eventually(stays_away)
+    twice = await engine("runs", "cancel", run_id, *shop.where)
+    assert twice.code == 1
+    assert "CANCELLED already" in twice.err
+    again = await engine("runs", "retry", run_id, *shop.where)
+    assert again.code == 0, again.err
+    assert (await engine("runs", "cancel", again.out.strip(), *shop.where)).code == 0
+    assert (await shop.watch(again.out.strip())).lines[-1]["state"] == "CANCELLED"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
         (["runs", "retry", "0" * 32], 3),
         (["runs", "rerun", "nothing"], 3),
+        (["runs", "cancel", "0" * 32], 3),
         (["dead-letters", "show", "0/9999"], 3),
         (["dead-letters", "show", "nonsense"], 2),
         (["dead-letters", "drop"], 2),

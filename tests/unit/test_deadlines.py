@@ -362,3 +362,53 @@ print(run_within(20, print, inside))
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)
     assert done.stdout.strip() == "7", done.stderr
+
+
+def test_a_call_is_stopped_by_its_name_without_a_deadline_and_nobody_else_is() -> None:
+    has_begun = threading.Event()
+    outcomes: list[str] = []
+
+    def run(name: str, is_over: Callable[[], bool]) -> None:
+        def work() -> None:
+            has_begun.set()
+            while not is_over():
+                pass
+
+        try:
+            run_within(None, never, work, name=name)
+        except TimeIsOver:
+            outcomes.append(f"{name} stopped")
+        else:
+            outcomes.append(f"{name} ended")
+
+    other_may_end = threading.Event()
+    threads = [
+        threading.Thread(target=run, args=("mine", lambda: False)),
+        threading.Thread(target=run, args=("other", other_may_end.is_set)),
+    ]
+    threads[0].start()
+    assert has_begun.wait(PROMPT_SECONDS * 10)
+    threads[1].start()
+    assert deadlines.stop("mine")
+    threads[0].join()
+    other_may_end.set()
+    threads[1].join()
+    assert outcomes == ["mine stopped", "other ended"]
+    assert not deadlines.stop("mine"), "it is over"
+    assert not deadlines.stop("nobody")
+
+
+def test_a_stopped_call_that_waits_in_c_is_told_stuck() -> None:
+    is_stuck, may_end = Stuck(), threading.Event()
+
+    def wait() -> None:
+        with pytest.raises(TimeIsOver):
+            run_within(None, is_stuck, may_end.wait, name="c", grace_seconds=0.1)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not deadlines.stop("c"):
+        pass
+    assert is_stuck.is_told.wait(PROMPT_SECONDS * 10)
+    may_end.set()
+    thread.join()

@@ -15,6 +15,7 @@ from engine.flows import Flow
 from engine.inline import InlineExecutor
 from engine.parcels import Outcome
 from engine.states import State
+from tests.integration import flows_cancel as cancelled
 from tests.integration import flows_graphs as flows
 from tests.unit.recorded import RUN_ID, Gone
 from tests.unit.samples import orders
@@ -161,3 +162,13 @@ async def test_close_waits_for_the_thread_that_runs_and_leaves_none(under: Under
     await eventually(lambda: under.reports)
     await under.executor.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("engine-inline")]
+
+
+async def test_a_cancelled_run_stops_and_nothing_more_is_heard_of_it(under: Under, tmp_path: Path) -> None:
+    under.submit(*calls_of(cancelled.everything, folder=str(tmp_path)))
+    notes = tmp_path / "notes"
+    await eventually(lambda: notes.exists() and sorted(notes.read_text().split()) == ["parent", "spin", "spin", "wait"])
+    under.executor.cancel(RUN_ID)
+    await eventually(lambda: notes.read_text().count("left") == 4)
+    assert {index: state for index, state in under.ended().items() if state is not State.FAILED} == {}
+    assert "after" not in notes.read_text()

@@ -46,7 +46,7 @@ class Bench:
         self.waitlist = Waitlist()
         self.pressure = Pressure(self.waitlist, 10)
         self.ledgers = {number: Ledger(number, 0, 60.0) for number in (0, 1)}
-        self.reader = ShelfReader(self.log, "states", self.ledgers, self.waitlist, self.pressure)
+        self.reader = ShelfReader(self.log, "states", self.ledgers, self.waitlist, self.pressure, self.waitlist.withdraw)
 
     async def fill(self) -> None:
         await self.log.ensure_topics([TopicSpec("states", 2)])

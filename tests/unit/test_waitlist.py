@@ -180,3 +180,28 @@ def test_whatever_comes_no_two_of_a_key_are_open_and_nobody_waits_for_nothing(st
             assert taken.run_id in may
             model.waiting.remove(taken)
             model.begun.append(taken)
+
+
+def test_a_run_that_is_withdrawn_never_begins_and_its_key_passes_on() -> None:
+    waitlist, owner = Waitlist(), ledger()
+    first, second, third, free = run(1, "k"), run(2, "k"), run(3, "k"), run(4)
+    for one in (first, second, third, free):
+        waitlist.add(owner, one)
+    assert waitlist.withdraw(owner, second), "behind its key"
+    assert waitlist.withdraw(owner, first), "in front of it"
+    assert not waitlist.withdraw(owner, first)
+    assert len(waitlist) == 2
+    assert {entry[1] for entry in waitlist.take(9)} == {third, free}
+    assert not waitlist.withdraw(owner, third), "it has begun"
+    waitlist.end(owner, third)
+    waitlist.add(owner, run(5, "k"))
+    assert waitlist.ready == 1
+
+
+def test_a_flow_whose_last_ready_run_is_withdrawn_has_no_turn() -> None:
+    waitlist, owner = Waitlist(), ledger()
+    alone = run(1)
+    waitlist.add(owner, alone)
+    assert waitlist.withdraw(owner, alone)
+    assert not waitlist.has_ready
+    assert waitlist.take(1) == []

@@ -16,10 +16,11 @@ from engine.deadlines import run_within
 from engine.errors import TaskFailed
 from engine.executor import Call, Report, index_of, key_of
 from engine.handles import Handle
+from engine.running import Postponed
 from engine.states import State, encode
 from engine.tasks import Task
 from engine.telemetry import Tracer
-from engine.worker import Postponed, execute, execute_async
+from engine.worker import execute, execute_async
 from tests.unit.samples import orders
 
 RUN_ID = "0123456789abcdef" * 2

@@ -1,0 +1,320 @@
+"""One attempt of a call on a worker, from its beginning to its report; knows nothing of Dask, and calls no user code.
+
+A report leaves before the value or the error does. An attempt that is stopped, because its run was cancelled, reports nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import cloudpickle
+import msgspec
+import structlog
+
+from engine import deadlines
+from engine.arguments import dump, load
+from engine.attempts import current
+from engine.deadlines import TimeIsOver
+from engine.errors import ResultMissing, ResultStoreError, ResultStuck, TaskFailed, TaskTimeout, WiringError
+from engine.executor import Call, Report, index_of, values_at
+from engine.failures import MAX_MESSAGE, MAX_TRACEBACK, failure_of, sendable
+from engine.logs import logger, run_fields
+from engine.retries import judge, next_wait_seconds
+from engine.runs import task_run_id_of
+from engine.spawning import Nursery, Spawner, resolved
+from engine.states import Failure, State, encode
+from engine.tasks import Task, resolve
+from engine.telemetry import Tracer
+
+#: What the span of an attempt says whose run was cancelled meanwhile.
+_CANCELLED = Failure("Cancelled", "its run was cancelled")
+#: The attempts of this process by key, so that they can be stopped.
+_running: dict[str, Attempt] = {}
+#: Always pickled without a look.
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+#: What puts a value together whose parts were not there when its task returned.
+_COLLECTED = "engine.arguments:collected"
+#: Their frames are no part of a user's traceback.
+_OWN_FILES = (__file__, str(Path(__file__).with_name("worker.py")), deadlines.__file__)
+
+
+class Postponed(Exception):
+    """The call is not over: another attempt follows, or its value waits for its children. Its report has said so."""
+
+
+class Store(Protocol):
+    """Where results go that do not travel (engine.results)."""
+
+    def save(self, run_id: str, task: str, index: str, value: Any, *, type: Any = None) -> str:
+        """Write a result; answers where it is."""
+        ...
+
+    def load(self, run_id: str, task: str, index: str, type: Any = Any) -> Any:
+        """The value of a result. Raises ResultMissing."""
+        ...
+
+
+class Reporter(Nursery, Protocol):
+    """Takes reports off a worker's threads, at once and without waiting."""
+
+    #: Where the worker is.
+    address: str
+    tracer: Tracer
+
+    def begin(self, report: Report) -> None:
+        """An attempt has begun; need not be passed on if it ends soon."""
+        ...
+
+    def end(self, report: Report) -> None:
+        """An attempt has ended."""
+        ...
+
+    def store(self, app: str) -> Store:
+        """The result store of an app. Raises ResultStoreError where this worker has none."""
+        ...
+
+    #: Whether ``stuck`` ends this process.
+    restarts: bool
+
+    def stuck(self, report: Report, key: str) -> None:
+        """An attempt has ended while its code goes on in its thread and cannot be stopped; called from another thread."""
+        ...
+
+
+def stop(key: str) -> None:
+    """Stop the attempt of a call, whose run is over, where it runs in this process; called on the event loop of async tasks.
+
+    Nobody is told what becomes of it. Code that cannot be stopped is dealt with as at a timeout.
+    """
+    if (attempt := _running.get(key)) is not None:
+        attempt.stop()
+
+
+def check_pickles(task: str, value: Any) -> None:
+    """Raises ResultStuck where a result could not leave this worker."""
+    try:
+        try:
+            # Large buffers (arrays, frames) are left out, the rest goes nowhere: this costs time, no memory.
+            pickle.Pickler(_Nowhere(), protocol=5, buffer_callback=lambda buffer: False).dump(value)
+        except Exception:  # Dask has a second way, which takes functions and classes of a notebook, too
+            cloudpickle.dumps(value)
+    except Exception as error:  # whatever user code raises there
+        raise ResultStuck(task, type(value).__qualname__, failure_of(error).message) from None
+
+
+def _stack_of(frame: FrameType | None) -> str:
+    """Where code is, as text, without the engine's own frames."""
+    frames: list[FrameType] = []
+    while frame is not None and frame.f_code.co_filename not in _OWN_FILES:
+        frames.append(frame)
+        frame = frame.f_back
+    lines = [traceback.format_stack(at, limit=1)[0] for at in reversed(frames)]
+    return "".join(["It is stuck here (most recent call last):\n", *lines])[-MAX_TRACEBACK:]
+
+
+class _Nowhere:
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
+class Attempt:
+    """One execution of a call, from its begin to its report."""
+
+    def __init__(self, call: Call, reporter: Reporter) -> None:
+        self._call = call
+        self._reporter = reporter
+        self._started_at = time.time()
+        current.set((call, self._started_at))
+        self._is_continuation = bool(call.task) and call.function == _COLLECTED
+        self._task: Task[..., Any] | None = None
+        self.value: Any = None
+        #: Whether the value was in the result store already.
+        self.is_known = False
+        self._is_stopped = False
+        #: Of an ``async def`` function.
+        self.limit: asyncio.Timeout | None = None
+        _running[call.key] = self
+        self.spawner = Spawner(call, reporter, reporter.address, self._started_at)
+        structlog.contextvars.clear_contextvars()  # threads are reused: what the last task bound must not stay
+        structlog.contextvars.bind_contextvars(**run_fields(call.run_id, call.flow, call.traceparent, call.task))
+        if not self._is_continuation:
+            reporter.begin(self._report(State.RUNNING, self._started_at))
+
+    def stop(self) -> None:
+        """Its run is over."""
+        self._is_stopped = True
+        if self.limit is None:
+            deadlines.stop(self._call.key)
+        else:
+            with suppress(RuntimeError):  # it is over, or about to be
+                self.limit.reschedule(0.0)
+
+    def close(self) -> None:
+        """It is over: nothing can be stopped."""
+        if _running.get(self._call.key) is self:
+            del _running[self._call.key]
+
+    def prepare(self, results: Sequence[Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """The function and its arguments. Raises WiringError where it is not here, and what unpickling raises."""
+        call = self._call
+        try:
+            target = resolve(call.function)
+        except (ImportError, AttributeError) as error:  # fails the task: another worker is likely to be like this one
+            cause = f"the engine has loaded {call.function}, but the worker {self._reporter.address} has not: {error!r}"
+            remedy = "Give the workers the same handlers (installed, or on PYTHONPATH); `engine doctor` asks all of them."
+            raise WiringError(call.task, cause, remedy) from error
+        args, kwargs = load(call.arguments, values_at(call.places, results))
+        if isinstance(target, Task):
+            self._task = target
+            if call.persist:
+                self._look_up()
+            return target.function, args, kwargs
+        return target, args, kwargs
+
+    def _look_up(self) -> None:
+        """A result that was stored is taken from there rather than made again."""
+        call, store = self._call, self._store()
+        try:
+            self.value = store.load(call.run_id, call.task, call.index, self._result_type)
+            self.is_known = True
+        except ResultMissing:
+            pass  # as is usual: the first attempt, or one before it failed
+        except ResultStoreError as error:  # it can be made again, which may mend the store as well
+            logger.warning("a stored result cannot be read and is made again", error=str(error))
+
+    def _store(self) -> Store:
+        call = self._call
+        if not call.store:
+            cause = f"the task {call.task} is declared with persist=True, but there is no result store"
+            raise ResultStoreError(f"{call.run_id}/{call.task}-{call.index}", cause, "Set `results` to a URL, e.g. file:///….")
+        return self._reporter.store(call.store)
+
+    @property
+    def _result_type(self) -> Any:
+        """What the task says it returns; a continuation stands for the task, but knows the name alone."""
+        return Any if self._task is None else self._task.result_type
+
+    def returned(self) -> tuple[Any, Exception | None]:
+        """Report the end. Answers the value, which stays on the worker, or why it is not there yet. Raises ResultStuck."""
+        call, value = self._call, self.value
+        if self.spawner.has_children:
+            dumped = dump(((value,), {}), call.task or "result", call.run_id)
+            if dumped.inputs:
+                return None, self._wait_for_children(dumped.data, *resolved(dumped.inputs))
+        details = self._describe(value)
+        if self.is_known:
+            details["remark"] = "taken from the result store"
+        elif call.persist:
+            details["stored"] = self._store().save(call.run_id, call.task, call.index, value, type=self._result_type)
+        elif call.is_final and call.store and "kept" in details:
+            details["stored"] = self._store().save(call.run_id, call.task or "result", call.index, value)
+        # Dask would compute a result that it cannot send anew, for ever.
+        if (call.is_taken or "kept" in details) and type(value) not in _PLAIN:
+            check_pickles(call.task, value)
+        if self._is_continuation:
+            details["tail"] = tuple(index_of(key) for key in call.dependencies)
+        if call.has_news or not self._is_continuation:
+            self._end(self._report(State.COMPLETED, time.time(), handled=tuple(self.spawner.handled), **details))
+        return value, None
+
+    def failed(self, error: BaseException) -> tuple[None, Exception]:
+        """Report the end; answers what to raise, which unlike ``error`` always pickles."""
+        if self._is_stopped:
+            self._trace(self._report(State.CANCELLED, time.time(), error=_CANCELLED))
+            return None, TaskFailed(_CANCELLED.type, _CANCELLED.message, "")
+        is_told = isinstance(error, TimeIsOver) and error.is_stuck  # by ``stuck``, before the code came back after all
+        if isinstance(error, TimeIsOver):
+            error = self._timeout().with_traceback(error.__traceback__)
+        failure = failure_of(error, _OWN_FILES)
+        report = self._failed(error, failure)
+        if not is_told:
+            self._end(report)
+        if report.retry_in_seconds is not None:
+            return None, Postponed()
+        return None, TaskFailed(failure.type, failure.message, failure.traceback)
+
+    def stuck(self, frame: FrameType | None) -> None:
+        """Report the end of an attempt whose code cannot be stopped; called by the watchdog."""
+        error = self._timeout(is_stuck=True, is_restarted=self._reporter.restarts)
+        failure = failure_of(error)
+        failure = Failure(failure.type, failure.message, sendable(_stack_of(frame)) + failure.traceback)
+        remark = "worker restarted" if self._reporter.restarts else "thread abandoned"
+        report = msgspec.structs.replace(self._failed(error, failure), remark=remark)
+        self._trace(report)
+        self._reporter.stuck(report, self._call.key)
+
+    def _timeout(self, **details: bool) -> TaskTimeout:
+        return TaskTimeout(self._call.task, self._call.timeout_seconds or 0.0, **details)
+
+    def _failed(self, error: BaseException, failure: Failure) -> Report:
+        wait_seconds = None
+        if self._task is not None:
+            verdict = judge(self._task.retry, error)
+            wait_seconds = next_wait_seconds(
+                self._task.retry,
+                self._call.attempt,
+                is_final=verdict.is_final,
+                retry_after_seconds=verdict.retry_after_seconds,
+            )
+        handled = tuple(self.spawner.handled)
+        return self._report(State.FAILED, time.time(), error=failure, retry_in_seconds=wait_seconds, handled=handled)
+
+    def _wait_for_children(self, data: bytes, keys: tuple[str, ...], places: tuple[tuple[int, int, int], ...]) -> Postponed:
+        """The function has returned, its children go on: put the value together when theirs are there."""
+        continuation = msgspec.structs.replace(
+            self._call, function=_COLLECTED, arguments=data, dependencies=keys, places=places, is_async=False
+        )
+        tail, handled = tuple(index_of(key) for key in keys), tuple(self.spawner.handled)
+        self._end(self._report(State.COMPLETED, time.time(), tail=tail, continuation=continuation, handled=handled))
+        return Postponed()
+
+    def _describe(self, value: Any) -> dict[str, Any]:
+        """What the report says of the value: itself, where it travels, or why not; how many elements it has."""
+        call = self._call
+        details: dict[str, Any] = {}
+        if call.returns:
+            try:
+                encoded = encode(value)
+            except Exception as error:  # any value may come back; one that is no JSON stays on the cluster
+                details["kept"] = f"not encodable: {error}"[:MAX_MESSAGE]
+            else:
+                if len(encoded) <= call.inline_result_bytes:
+                    details["result"] = encoded
+                else:
+                    details["kept"] = f"too large: {len(encoded):,} bytes"
+        if call.has_news and isinstance(value, Sequence) and not isinstance(value, str | bytes):
+            details["length"] = len(value)
+        return details
+
+    def _end(self, report: Report) -> None:
+        self._trace(report)
+        self._reporter.end(report)
+
+    def _trace(self, report: Report) -> None:
+        call = self._call
+        if call.task and not self._is_continuation:
+            self._reporter.tracer.attempt(
+                call.traceparent,
+                flow=call.flow,
+                run_id=call.run_id,
+                task=call.task,
+                task_run_id=task_run_id_of(call.run_id, call.task, call.index),
+                attempt=call.attempt,
+                scheduled_at=call.scheduled_at,
+                started_at=report.started_at,
+                ended_at=report.at,
+                worker=report.worker,
+                failure=report.error,
+            )
+
+    def _report(self, state: State, at: float, **details: Any) -> Report:
+        call = self._call
+        return Report(call.run_id, call.index, state, call.attempt, self._started_at, at, self._reporter.address, **details)
