@@ -81,6 +81,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: How long a result that did not travel stays on the cluster after its run has ended.
     result_ttl_seconds: float = 600.0
 
+    #: The history database, a path or ``sqlite:///path``; empty for none. `engine history run` fills it from the topics.
+    history: str = ""
+    #: How long the history keeps runs that have ended, dead letters and counts.
+    history_retention_seconds: float = 14 * 86_400.0
+    #: How many runs that have ended it keeps, the latest.
+    history_retention_runs: int = 1_000_000
+
     #: Tasks that one run may have.
     max_run_tasks: int = 100_000
     #: About how many elements of maps one run has on the cluster at a time.
@@ -108,6 +115,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kafka_cafile: str | None = None
     #: Allow plain text (and an HTTP endpoint) beyond loopback.
     allow_plaintext: bool = False
+
+    @property
+    def history_path(self) -> str:
+        """Where the history database lies; empty for none."""
+        return self.history.removeprefix("sqlite://") if self.history.startswith("sqlite:///") else self.history
 
     @property
     def states_topic(self) -> str:
@@ -222,6 +234,7 @@ def _convert(values: Mapping[str, Any]) -> Settings:
         "poll_records",
         "max_record_bytes",
         "max_result_bytes",
+        "history_retention_runs",
     ):
         if getattr(settings, key) < 1:
             raise SettingsError(key, str(getattr(settings, key)), "must be at least 1", "Correct it.")
@@ -229,6 +242,10 @@ def _convert(values: Mapping[str, Any]) -> Settings:
         cause, remedy = "is no share", "Use a number from 0 (never stop) to 1 (stop when all of them fail), e.g. 0.5."
         raise SettingsError("dead_letter_limit", str(settings.dead_letter_limit), cause, remedy)
     check_results(settings.results)
+    if "://" in settings.history_path:
+        protocol = settings.history_path.partition("://")[0]
+        remedy = "Name a file: /var/lib/engine/history.db or sqlite:///var/lib/engine/history.db."
+        raise SettingsError("history", f"{protocol}://…", "is no SQLite file", remedy)
     if settings.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise SettingsError("log_level", settings.log_level, "is no such level", "Use DEBUG, INFO, WARNING or ERROR.")
     if not settings.app or not all(c.isalnum() or c in "._-" for c in settings.app):

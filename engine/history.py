@@ -1,0 +1,321 @@
+"""The history, read: runs with filters and pages, one run whole, events, dead letters, workers, flows, counts; writes nothing.
+
+All of it blocks, for milliseconds: a server calls it from a thread. Lists go from the newest to the oldest; a cursor is text to
+be handed back as it is, and stays good while rows come and go.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from engine.errors import EventError
+from engine.events import Position, Reason
+from engine.history_errors import HistoryUnavailable, HistoryUnreadable
+from engine.history_schema import APPLICATION_ID, MINUTE, RUN_KNOWN, VERSION, LetterRow, RunRow, TaskRow
+from engine.history_store import LOCK_SECONDS, told
+from engine.letter_lists import Status
+from engine.states import State
+
+Item = TypeVar("Item")
+
+
+class Page(msgspec.Struct, Generic[Item], frozen=True):
+    """A part of a list, and the cursor of the next one; None where this is the last."""
+
+    items: list[Item]
+    cursor: str | None
+
+
+class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which runs are wanted; times are seconds since the epoch, of when runs were scheduled."""
+
+    flows: Sequence[str] = ()
+    states: Sequence[State] = ()
+    key: str | None = None
+    since: float | None = None
+    until: float | None = None
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A state change of a run; ``name`` is that of the task run, None where it is the run's own."""
+
+    seq: int
+    epoch: int
+    at: float
+    state: str
+    attempt: int
+    name: str | None
+    worker: str | None
+    text: str | None
+
+
+class EventRow(msgspec.Struct, frozen=True):
+    """An event that was taken in: the runs it made, and the dead letters that say why it made none, or which failed."""
+
+    at: float
+    topic: str
+    partition: int
+    offset: int
+    source: str | None
+    id: str | None
+    type: str | None
+    runs: list[RunRow]
+    letters: list[LetterRow]
+
+
+class LetterLine(msgspec.Struct, frozen=True):
+    """A dead letter and what became of it."""
+
+    row: LetterRow
+    status: Status
+    replays: int
+
+
+class FlowRow(msgspec.Struct, frozen=True):
+    """How a flow does: of its last runs that ended, their states, and the seconds from RUNNING to the end of the COMPLETED."""
+
+    flow: str
+    runs: int
+    #: COMPLETED / all that ended, None where none has; CANCELLED counts in neither.
+    success_rate: float | None
+    p50_seconds: float | None
+    p95_seconds: float | None
+    #: The newest first: state and seconds.
+    last: list[tuple[str, float]]
+
+
+class WorkerRow(msgspec.Struct, frozen=True):
+    """A worker that was seen, and the attempts that began on it."""
+
+    worker: str
+    attempts: int
+    first_at: float
+    last_at: float
+
+
+class History:
+    """Queries on one history database; a context manager, which closes it."""
+
+    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
+        self._db, self._path = connection, path
+
+    @classmethod
+    def open(cls, path: str) -> History:
+        """Open a database that a projector has made. Raises HistoryUnavailable, HistoryUnreadable."""
+        if not Path(path).is_file():
+            raise HistoryUnavailable(path, "there is no such file; `engine history run` makes it")
+        with told(path):
+            uri = f"file:{quote(str(Path(path).resolve()))}?mode=ro"
+            db = sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
+            found = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+            if found != [APPLICATION_ID, VERSION]:
+                db.close()
+                raise HistoryUnreadable(path, "it is no history of this version", "Run: engine history rebuild")
+            db.execute("PRAGMA cache_size = -65536")
+            return cls(db, path)
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free everything."""
+        self._db.close()
+
+    def runs(self, wanted: RunFilter = RunFilter(), *, cursor: str | None = None, limit: int = 50) -> Page[RunRow]:  # noqa: B008  # frozen
+        """Runs that a filter wants, without their payloads. Raises EventError for a cursor that is none."""
+        tests: list[str] = []
+        values: list[Any] = []
+        for test, value in (
+            ("scheduled_at >= ?", wanted.since),
+            ("scheduled_at < ?", wanted.until),
+            ("run_key = ?", wanted.key),
+        ):
+            if value is not None:
+                tests.append(test)
+                values.append(value)
+        if cursor is not None:
+            tests.append("(scheduled_at, place) < (?, ?)")
+            values += _from_cursor(cursor)
+        # A query for each pair, each along its own index, then the newest of all of them.
+        pairs = [(flow, state) for flow in wanted.flows or [None] for state in wanted.states or [None]]
+        found: list[RunRow] = []
+        for flow, state in pairs:
+            own = [("flow = ?", flow), ("state = ?", state)]
+            where = [*tests, *(test for test, value in own if value is not None)]
+            query = f"SELECT {', '.join(RUN_KNOWN)} FROM runs{' WHERE ' if where else ''}{' AND '.join(where)}"  # noqa: S608
+            query += " ORDER BY scheduled_at DESC, place DESC LIMIT ?"
+            given = [*values, *(str(value) for _, value in own if value is not None), limit + 1]
+            found += self._runs(query, given)
+        found.sort(key=lambda run: (run.scheduled_at, run.place), reverse=True)
+        more = len(found) > limit
+        found = found[:limit]
+        return Page(found, f"{found[-1].scheduled_at!r},{found[-1].place}" if more and found else None)
+
+    def run(self, run_id: str) -> RunRow | None:
+        """One run with its payloads, by its whole id or a beginning of it that no other has; None where there is none."""
+        top = run_id + "\U0010ffff"
+        query = f"SELECT {', '.join(RunRow.__struct_fields__)} FROM runs WHERE run_id >= ? AND run_id < ? LIMIT 2"  # noqa: S608
+        rows = [RunRow(*row) for row in self._all(query, [run_id, top])]
+        exact = [row for row in rows if row.run_id == run_id]
+        return exact[0] if exact else rows[0] if len(rows) == 1 else None
+
+    def task_runs(self, run: RunRow, *, limit: int = 1_000, after: str = "") -> list[TaskRow]:
+        """Task runs of a run in the order of their names, behind ``after``; ``task_rows.attempts_of`` reads the attempts."""
+        query = (
+            f"SELECT {', '.join(TaskRow.__struct_fields__)} FROM task_runs WHERE place = ? AND name > ? ORDER BY name LIMIT ?"  # noqa: S608
+        )
+        return [TaskRow(*row) for row in self._all(query, [run.place, after, limit])]
+
+    def changes(self, run: RunRow, *, after: int = -1, limit: int = 1_000) -> list[Change]:
+        """State changes of a run in their order, behind the seq ``after``."""
+        query = "SELECT seq, epoch, at, state, attempt, name, worker, text FROM changes WHERE place = ? AND seq > ? ORDER BY seq LIMIT ?"
+        return [Change(*row) for row in self._all(query, [run.place, after, limit])]
+
+    def repeats(self, run_id: str) -> list[RunRow]:
+        """The runs that repeat this one."""
+        return self._runs(f"SELECT {', '.join(RUN_KNOWN)} FROM runs WHERE repeats = ? ORDER BY place", [run_id])  # noqa: S608
+
+    def events(self, *, cursor: str | None = None, limit: int = 50) -> Page[EventRow]:
+        """Events that made runs or dead letters; one that was taken in again stands at both times."""
+        before = _from_cursor(cursor) if cursor is not None else [float("inf"), 0]
+        query = (
+            "SELECT at, topic, part, off FROM ("
+            " SELECT event_at at, event_topic topic, event_partition part, event_offset off FROM (SELECT DISTINCT event_at,"
+            " event_topic, event_partition, event_offset FROM runs WHERE event_topic IS NOT NULL AND event_at < ?"
+            " ORDER BY event_at DESC LIMIT ?) UNION ALL SELECT * FROM (SELECT at, event_topic, event_partition, event_offset"
+            " FROM letters l WHERE event_topic IS NOT NULL AND at < ? AND NOT EXISTS (SELECT 1 FROM runs r WHERE"
+            " r.event_topic = l.event_topic AND r.event_partition = l.event_partition AND r.event_offset = l.event_offset)"
+            " ORDER BY at DESC LIMIT ?)) ORDER BY at DESC, topic, part, off"
+        )
+        # Of those of one moment, which a cursor cannot part, all go on one page; a thousand more at most.
+        wide = limit + 1_000
+        found = list(dict.fromkeys(self._all(query, [before[0], wide, before[0], wide])))
+        shown = found[:limit]
+        while len(shown) < len(found) and found[len(shown)][0] == shown[-1][0]:
+            shown.append(found[len(shown)])
+        events = [self._event(at, Position(topic, partition, offset)) for at, topic, partition, offset in shown]
+        return Page(events, f"{shown[-1][0]!r},0" if len(shown) < len(found) else None)
+
+    def event(self, position: Position) -> EventRow | None:
+        """One event by where it lies; None where neither a run nor a dead letter speaks of it."""
+        made = self._event(0.0, position)
+        if not made.runs and not made.letters:
+            return None
+        times = [run.event_at for run in made.runs if run.event_at is not None] or [letter.at for letter in made.letters]
+        return msgspec.structs.replace(made, at=min(times))
+
+    def positions_of(self, event_id: str, source: str | None = None) -> list[Position]:
+        """Where events of an id lie, of one source or of all; several where producers sent it more than once."""
+        where = "event_id = ? AND event_topic IS NOT NULL" + ("" if source is None else " AND event_source = ?")
+        query = f"SELECT DISTINCT event_topic, event_partition, event_offset FROM runs WHERE {where}"  # noqa: S608
+        return [Position(*row) for row in self._all(query, [event_id] if source is None else [event_id, source])]
+
+    def letters(self, *, all: bool = False, cursor: str | None = None, limit: int = 50) -> Page[LetterLine]:
+        """Dead letters, the newest first: the open ones, or with ``all`` those that were dealt with, too."""
+        before = _from_cursor(cursor) if cursor is not None else [float("inf"), 0]
+        columns = ", ".join(f"l.{name}" for name in LetterRow.__struct_fields__)
+        query = (
+            f"SELECT {columns}, (SELECT marked FROM marks m WHERE m.identity = l.identity ORDER BY m.at DESC, m.place DESC LIMIT 1),"  # noqa: S608
+            " (SELECT count(DISTINCT replay) FROM marks m WHERE m.identity = l.identity AND m.marked = 'replayed'),"
+            " EXISTS (SELECT 1 FROM letters e WHERE e.identity = l.identity"
+            " AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place)), l.partition * (1 << 48) + l.place AS lies"
+            " FROM letters l WHERE (l.at, l.partition * (1 << 48) + l.place) < (?, ?)"
+        )
+        if not all:
+            query += (
+                " AND NOT EXISTS (SELECT 1 FROM marks m WHERE m.identity = l.identity) AND NOT EXISTS (SELECT 1 FROM letters e"
+                " WHERE e.identity = l.identity AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place))"
+            )
+        rows = self._all(f"{query} ORDER BY l.at DESC, lies DESC LIMIT ?", [*before, limit + 1])
+        lines = [
+            LetterLine(LetterRow(*row[:-4]), Status.REPEAT if row[-2] else Status(row[-4] or Status.OPEN), row[-3])
+            for row in rows[:limit]
+        ]
+        return Page(lines, f"{lines[-1].row.at!r},{rows[limit - 1][-1]}" if len(rows) > limit else None)
+
+    def flows(self, *, last: int = 200) -> list[FlowRow]:
+        """Each flow by its last runs."""
+        names = self._all(
+            "WITH RECURSIVE names (flow) AS (SELECT min(flow) FROM runs UNION ALL"
+            " SELECT (SELECT min(flow) FROM runs WHERE flow > names.flow) FROM names WHERE flow IS NOT NULL)"
+            " SELECT flow FROM names WHERE flow IS NOT NULL",
+            [],
+        )
+        return [self._flow(name, last) for (name,) in names]
+
+    def workers(self, since: float) -> list[WorkerRow]:
+        """Workers seen since then, to the hour."""
+        query = (
+            "SELECT worker, sum(attempts), min(first_at), max(last_at) FROM worker_hours WHERE hour >= ?"
+            " GROUP BY worker ORDER BY max(last_at) DESC"
+        )
+        return [WorkerRow(*row) for row in self._all(query, [since - since % 3_600])]
+
+    def minutes(self, now: float, *, minutes: int = 60) -> list[tuple[int, str, int]]:
+        """How many flow runs entered each state in each minute of the last hour: minute (seconds), state, count; gaps are 0."""
+        begin = (int(now // MINUTE) - minutes + 1) * MINUTE
+        query = "SELECT minute, state, sum(count) FROM minutes WHERE minute >= ? GROUP BY minute, state ORDER BY minute, state"
+        return list(self._all(query, [begin]))
+
+    def open_runs(self) -> tuple[dict[str, int], RunRow | None]:
+        """How many runs are in each state that is not an end, and the oldest of them."""
+        counts: dict[str, int] = {}
+        oldest: list[RunRow] = []
+        for state in (state for state in State if not state.is_end):
+            counts[state.value] = self._all("SELECT count(*) FROM runs WHERE state = ?", [state])[0][0]
+            query = f"SELECT {', '.join(RUN_KNOWN)} FROM runs WHERE state = ? ORDER BY scheduled_at LIMIT 1"  # noqa: S608
+            oldest += self._runs(query, [state])
+        return counts, min(oldest, key=lambda run: run.scheduled_at, default=None)
+
+    def offsets(self) -> dict[tuple[str, int], int]:
+        """How far each partition was read: the next offset. Against the ends of the topics it is the projector's lag."""
+        return {(topic, n): offset for topic, n, offset in self._all("SELECT topic, partition, next_offset FROM offsets", [])}
+
+    def _event(self, at: float, position: Position) -> EventRow:
+        where = "WHERE event_topic = ? AND event_partition = ? AND event_offset = ? ORDER BY place LIMIT 100"
+        given = [position.topic, position.partition, position.offset]
+        runs = self._runs(f"SELECT {', '.join(RUN_KNOWN)} FROM runs {where}", given)  # noqa: S608
+        query = f"SELECT {', '.join(LetterRow.__struct_fields__)} FROM letters {where}"  # noqa: S608
+        letters = [LetterRow(*row) for row in self._all(query, given)]
+        first: RunRow | LetterRow | None = runs[0] if runs else letters[0] if letters else None
+        identity = (None, None, None) if first is None else (first.event_source, first.event_id, first.event_type)
+        return EventRow(at, *msgspec.structs.astuple(position), *identity, runs, letters)
+
+    def _flow(self, flow: str, last: int) -> FlowRow:
+        query = (
+            "SELECT state, ended_at - coalesce(started_at, scheduled_at) FROM runs INDEXED BY runs_flow"
+            " WHERE flow = ? AND ended_at IS NOT NULL ORDER BY scheduled_at DESC LIMIT ?"
+        )
+        ended: list[tuple[str, float]] = self._all(query, [flow, last])
+        judged = [state for state, _ in ended if state != State.CANCELLED]
+        rate = judged.count(State.COMPLETED) / len(judged) if judged else None
+        seconds = sorted(seconds for state, seconds in ended if state == State.COMPLETED)
+        return FlowRow(flow, len(ended), rate, _share(seconds, 0.5), _share(seconds, 0.95), ended)
+
+    def _runs(self, query: str, values: Sequence[Any]) -> list[RunRow]:
+        return [RunRow(**dict(zip(RUN_KNOWN, row, strict=True))) for row in self._all(query, values)]
+
+    def _all(self, query: str, values: Sequence[Any]) -> list[Any]:
+        with told(self._path):
+            return self._db.execute(query, values).fetchall()
+
+
+def _share(ordered: Sequence[float], share: float) -> float | None:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+
+def _from_cursor(cursor: str) -> list[Any]:
+    at, _, place = cursor.partition(",")
+    try:
+        return [float(at), int(place)]
+    except ValueError as error:
+        raise EventError(Reason.MALFORMED_DATA, f"{cursor[:100]!r} is no cursor of a list") from error
