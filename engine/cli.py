@@ -34,6 +34,8 @@ _GROUPS = {
     "runs": (
         "Look at runs, and repeat them.",
         {
+            "ls": ("engine.cli_run_lists:ls", "List runs, the newest first."),
+            "show": ("engine.cli_run_lists:show", "Show one run: its tasks with their attempts, and its state changes."),
             "watch": ("engine.cli_runs:watch", "Follow one run; exits with its fate."),
             "cancel": ("engine.cli_cancel:cancel", "Stop an open run and all its tasks."),
             "retry": ("engine.cli_repeats:retry", "Run again what ended FAILED, CRASHED or CANCELLED, as a new run."),
@@ -48,6 +50,13 @@ _GROUPS = {
             "replay": ("engine.cli_dead_letters:replay", "Have letters taken in once more."),
             "drop": ("engine.cli_dead_letters:drop", "Mark letters as done with."),
             "resume": ("engine.cli_dead_letters:resume", "Go on with a topic that dead_letter_limit has stopped."),
+        },
+    ),
+    "history": (
+        "Keep runs, dead letters and workers in a database, to be looked at.",
+        {
+            "run": ("engine.cli_history:run", "Fill the history database from the topics, until stopped."),
+            "rebuild": ("engine.cli_history:rebuild", "Make the history database anew from the topics."),
         },
     ),
     "flows": (

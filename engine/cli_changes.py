@@ -9,7 +9,8 @@ from engine.cli_output import safe_json, short
 from engine.states import State, StateChange, encode
 from engine.terminal import printable
 
-_STYLES = {
+#: Colours of states, by name.
+STATE_STYLES: dict[str, str] = {
     State.SCHEDULED: "dim",
     State.RUNNING: "cyan",
     State.RETRYING: "yellow",
@@ -34,7 +35,7 @@ def as_line(change: StateChange) -> Text:
     at = change.at.astimezone()
     return Text.assemble(
         (f"{at:%H:%M:%S}.{at.microsecond // 1000:03}  ", "dim"),
-        (change.state.ljust(_STATE_WIDTH), _STYLES[change.state]),
+        (change.state.ljust(_STATE_WIDTH), STATE_STYLES[change.state]),
         "  ",
         (printable(change.run_id[:_RUN_ID_SHOWN]), "dim"),
         "  ",

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 from cyclopts import Parameter
 from rich.console import Console
 
@@ -18,6 +15,7 @@ from engine import logs
 from engine.cli_flags import AppFlag, JsonFlag, KafkaFlag, settings_of
 from engine.cli_letters import as_data, as_page, as_table, whole_as_data
 from engine.cli_output import json_text, put, say
+from engine.cli_times import time_of
 from engine.command_errors import UsageError
 from engine.kafka import KafkaBroker
 from engine.letter_desk import LetterDesk
@@ -37,9 +35,6 @@ SinceFlag = Annotated[
 UntilFlag = Annotated[str | None, Parameter(help="Only letters written before then.")]
 LimitFlag = Annotated[int | None, Parameter(help="At most so many, the oldest first.")]
 Ids = Annotated[str, Parameter(help="Ids of letters, partition/offset.")]
-
-_AGO = re.compile(r"(\d{1,6})([smhd])\Z")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 async def ls(
@@ -178,25 +173,13 @@ async def _chosen(desk: LetterDesk, ids: tuple[str, ...], wanted: Filter, limit:
 def _filter(
     reason: list[str] | None, flow: list[str] | None, topic: list[str] | None, since: str | None, until: str | None
 ) -> Filter:
-    return Filter(tuple(reason or ()), tuple(flow or ()), tuple(topic or ()), _time("--since", since), _time("--until", until))
+    return Filter(
+        tuple(reason or ()), tuple(flow or ()), tuple(topic or ()), time_of("--since", since), time_of("--until", until)
+    )
 
 
 def _first(entries: list[Entry], limit: int | None) -> list[Entry]:
     return entries if limit is None else entries[: max(0, limit)]
-
-
-def _time(flag: str, text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    if (ago := _AGO.match(text)) is not None:
-        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    try:
-        found = msgspec.convert(text, datetime)
-    except msgspec.ValidationError as error:
-        raise UsageError(
-            flag, f"{text!r} is no time", "E.g. 2026-03-01T12:00:00+01:00, or 30m, 2h, 7d for so long ago."
-        ) from error
-    return found if found.tzinfo is not None else found.astimezone()
 
 
 def _read(file: str) -> bytes:

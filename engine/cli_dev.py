@@ -89,7 +89,7 @@ def _options(
     http = settings.http
     if http == _USUAL.http and not _is_free(http):
         http = f"{http.rpartition(':')[0]}:0"
-    return StackOptions(
+    made = StackOptions(
         app=settings.app,
         kafka=kafka,
         kafka_port=kafka_port,
@@ -103,6 +103,11 @@ def _options(
         workers=workers or default_workers(),
         fresh=fresh,
     )
+    path = settings.history_path or str(made.data_directory() / "history.db")
+    # Kafka's own topics are emptied with --fresh, those of another one are not.
+    again = ("--fresh",) if fresh and kafka is None else ()
+    history = _engine("history", "run", "--app", settings.app, "--history", path, again)
+    return msgspec.structs.replace(made, companions={"history": history})
 
 
 def _usual_handlers() -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -13,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -22,6 +21,7 @@ from engine.command_errors import InterruptedStartError, StackError
 from engine.dask_processes import SCHEDULER, WORKER_PREFIX, DaskProcesses, get
 from engine.errors import EngineError
 from engine.processes import ChildProcess, Children, run_to_end
+from engine.stack_lock import StackLock
 from engine.stack_options import StackOptions
 
 #: Says what happens, for a person to read.
@@ -65,7 +65,7 @@ class DevStack:
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._failure: EngineError | None = None
-        self._lock: IO[str] | None = None
+        self._lock = StackLock(self.directory, options.app)
         self._old_handlers: dict[signal.Signals, Any] = {}
 
     @property
@@ -138,7 +138,7 @@ class DevStack:
         starting.result()
 
     async def _start(self) -> None:
-        self._take_lock()
+        self._lock.take()
         shutil.rmtree(self.directory / "logs", ignore_errors=True)
         if self._options.engine and self._http:
             self._http = self._options.free_http()
@@ -153,6 +153,12 @@ class DevStack:
         await kafka
         if self._options.engine is not None:
             await self._start_engine(self._options.engine)
+        for name in self._options.companions:
+            await self._start_companion(name)
+
+    async def _start_companion(self, name: str) -> None:
+        addresses = {"ENGINE_KAFKA": self.kafka, "ENGINE_DASK": self.dask}
+        await self._children.launch(name, self._options.companions[name], self._environment | addresses)
 
     async def _start_kafka(self) -> None:
         if self._options.kafka is not None:
@@ -222,8 +228,8 @@ class DevStack:
         scheduler = self._children.get(SCHEDULER)
         if child.name.startswith(WORKER_PREFIX) and (scheduler is None or scheduler.exit_code is not None):
             return  # It ended because its scheduler did, with which it starts again.
-        if child.name == ENGINE:
-            self._report(f"engine: ended with code {child.exit_code}; its log ends with:\n{child.tail()}")
+        if child.name == ENGINE or child.name in self._options.companions:
+            self._report(f"{child.name}: ended with code {child.exit_code}; its log ends with:\n{child.tail()}")
         else:
             self._report(f"Dask: the {child.name} ended with code {child.exit_code}; starting it again")
         self._schedule(child.name)
@@ -246,6 +252,8 @@ class DevStack:
         self._started_at[name] = time.monotonic()
         if name == ENGINE and self._options.engine is not None:
             await self._start_engine(self._options.engine)
+        elif name in self._options.companions:
+            await self._start_companion(name)
         elif self._dask is not None and name == SCHEDULER:
             # Workers never rejoin a scheduler that came back, and go on with what they have: they end with it.
             await self._dask.stop_workers()
@@ -304,12 +312,14 @@ class DevStack:
         # Left in the reverse order: the engine, which still writes to Kafka; the workers; their scheduler; Kafka.
         async with contextlib.AsyncExitStack() as steps:
             steps.callback(self._restore_signals)
-            steps.callback(self._give_up_lock)
+            steps.callback(self._lock.give_up)
             if self._kafka is not None:
                 steps.push_async_callback(self._kafka.stop)
             if self._dask is not None:
                 steps.push_async_callback(self._dask.stop_scheduler)
                 steps.push_async_callback(self._dask.stop_workers)
+            # Those beside the engine end after it: they may see its last words.
+            steps.push_async_callback(self._children.stop, list(self._options.companions), self._options.grace_seconds)
             steps.push_async_callback(self._children.stop, [ENGINE], self._options.grace_seconds)
 
     def _spawn(self, work: Any, name: str) -> None:
@@ -332,19 +342,3 @@ class DevStack:
         for number, handler in self._old_handlers.items():
             asyncio.get_running_loop().remove_signal_handler(number)
             signal.signal(number, handler)
-
-    def _take_lock(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        lock = (self.directory / "stack.lock").open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.close()
-            raise StackError(
-                "stack", f"another one of app {self._options.app} is running", "Stop it, or choose another name with --app."
-            ) from error
-        self._lock = lock
-
-    def _give_up_lock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()

@@ -6,6 +6,7 @@ be handed back as it is, and stays good while rows come and go.
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,19 +147,18 @@ class History:
             tests.append("(scheduled_at, place) < (?, ?)")
             values += _from_cursor(cursor)
         # A query for each pair, each along its own index, then the newest of all of them.
-        pairs = [(flow, state) for flow in wanted.flows or [None] for state in wanted.states or [None]]
+        flows: list[list[str]] = [[flow] for flow in wanted.flows] or [[]]
+        states: list[list[str]] = [[state.value] for state in wanted.states] or [[]]
         found: list[RunRow] = []
-        for flow, state in pairs:
-            own = [("flow = ?", flow), ("state = ?", state)]
-            where = [*tests, *(test for test, value in own if value is not None)]
+        for flow, state in itertools.product(flows, states):
+            where = [*tests, *(["flow = ?"] if flow else []), *(["state = ?"] if state else [])]
             query = f"SELECT {', '.join(RUN_KNOWN)} FROM runs{' WHERE ' if where else ''}{' AND '.join(where)}"  # noqa: S608
             query += " ORDER BY scheduled_at DESC, place DESC LIMIT ?"
-            given = [*values, *(str(value) for _, value in own if value is not None), limit + 1]
-            found += self._runs(query, given)
+            found += self._runs(query, [*values, *flow, *state, limit + 1])
         found.sort(key=lambda run: (run.scheduled_at, run.place), reverse=True)
         more = len(found) > limit
         found = found[:limit]
-        return Page(found, f"{found[-1].scheduled_at!r},{found[-1].place}" if more and found else None)
+        return Page(found, cursor_of(found[-1]) if more and found else None)
 
     def run(self, run_id: str) -> RunRow | None:
         """One run with its payloads, by its whole id or a beginning of it that no other has; None where there is none."""
@@ -177,7 +177,10 @@ class History:
 
     def changes(self, run: RunRow, *, after: int = -1, limit: int = 1_000) -> list[Change]:
         """State changes of a run in their order, behind the seq ``after``."""
-        query = "SELECT seq, epoch, at, state, attempt, name, worker, text FROM changes WHERE place = ? AND seq > ? ORDER BY seq LIMIT ?"
+        query = (
+            "SELECT seq, epoch, at, state, attempt, name, worker, text FROM changes"
+            " WHERE place = ? AND seq > ? ORDER BY seq LIMIT ?"
+        )
         return [Change(*row) for row in self._all(query, [run.place, after, limit])]
 
     def repeats(self, run_id: str) -> list[RunRow]:
@@ -224,7 +227,8 @@ class History:
         before = _from_cursor(cursor) if cursor is not None else [float("inf"), 0]
         columns = ", ".join(f"l.{name}" for name in LetterRow.__struct_fields__)
         query = (
-            f"SELECT {columns}, (SELECT marked FROM marks m WHERE m.identity = l.identity ORDER BY m.at DESC, m.place DESC LIMIT 1),"  # noqa: S608
+            f"SELECT {columns},"  # noqa: S608
+            " (SELECT marked FROM marks m WHERE m.identity = l.identity ORDER BY m.at DESC, m.place DESC LIMIT 1),"
             " (SELECT count(DISTINCT replay) FROM marks m WHERE m.identity = l.identity AND m.marked = 'replayed'),"
             " EXISTS (SELECT 1 FROM letters e WHERE e.identity = l.identity"
             " AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place)), l.partition * (1 << 48) + l.place AS lies"
@@ -287,8 +291,8 @@ class History:
         query = f"SELECT {', '.join(LetterRow.__struct_fields__)} FROM letters {where}"  # noqa: S608
         letters = [LetterRow(*row) for row in self._all(query, given)]
         first: RunRow | LetterRow | None = runs[0] if runs else letters[0] if letters else None
-        identity = (None, None, None) if first is None else (first.event_source, first.event_id, first.event_type)
-        return EventRow(at, *msgspec.structs.astuple(position), *identity, runs, letters)
+        source, event_id, kind = (None,) * 3 if first is None else (first.event_source, first.event_id, first.event_type)
+        return EventRow(at, position.topic, position.partition, position.offset, source, event_id, kind, runs, letters)
 
     def _flow(self, flow: str, last: int) -> FlowRow:
         query = (
@@ -307,6 +311,11 @@ class History:
     def _all(self, query: str, values: Sequence[Any]) -> list[Any]:
         with told(self._path):
             return self._db.execute(query, values).fetchall()
+
+
+def cursor_of(run: RunRow) -> str:
+    """The cursor with which a list of runs goes on behind this one."""
+    return f"{run.scheduled_at!r},{run.place}"
 
 
 def _share(ordered: Sequence[float], share: float) -> float | None:

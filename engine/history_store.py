@@ -97,7 +97,8 @@ class HistoryStore:
     @property
     def connection(self) -> sqlite3.Connection:
         """For queries on a database in memory."""
-        assert self._db is not None
+        if self._db is None:
+            raise HistoryUnavailable(self.path, "it is not open")
         return self._db
 
     def open(self, *, fresh: bool = False) -> bool:
@@ -170,7 +171,8 @@ class HistoryStore:
             while True:
                 with self._transaction():
                     rows = db.execute(
-                        "SELECT place, run_id, seq, ended_at FROM runs WHERE ended_at IS NOT NULL ORDER BY ended_at, place LIMIT ?",
+                        "SELECT place, run_id, seq, ended_at FROM runs WHERE ended_at IS NOT NULL"
+                        " ORDER BY ended_at, place LIMIT ?",
                         [_FORGET],
                     ).fetchall()
                     gone = [row for number, row in enumerate(rows) if number < excess - forgotten or row[3] < limit]
@@ -196,7 +198,7 @@ class HistoryStore:
             self._make(db)
 
     def _load(self, db: sqlite3.Connection, readings: Readings, book: Book) -> None:
-        names = {}
+        names: dict[str, list[str]] = {}
         for ids in _chunks(sorted(readings.run_ids())):
             marks = ", ".join("?" * len(ids))
             for row in db.execute(f"SELECT {', '.join(RUN_KNOWN)} FROM runs WHERE run_id IN ({marks})", ids):  # noqa: S608
@@ -264,7 +266,7 @@ class HistoryStore:
             # What is no database at all may be somebody's only copy of something else: it stays.
             return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT
         [found] = db.execute("PRAGMA application_id").fetchone()
-        return found == APPLICATION_ID and db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",)
+        return bool(found == APPLICATION_ID) and db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",)
 
     def _drop(self, db: sqlite3.Connection) -> None:
         for name in TABLES:

@@ -105,8 +105,7 @@ class Projector:
         logger.info("history projects", path=self._store.path, is_new=is_new)
 
     async def _begin(self, assigned: Sequence[Partition]) -> Mapping[Partition, int]:
-        source = self._source
-        assert source is not None
+        source = self._reader
         self._ends = await source.end_offsets(assigned)
         known = {place: self._offsets[place].next_offset for place in assigned if place in self._offsets}
         if beyond := [place for place, offset in known.items() if offset > self._ends[place]]:
@@ -141,8 +140,7 @@ class Projector:
 
     async def _gather(self) -> list[Record]:
         """A batch: as much as there is, but nobody waits for it to be full."""
-        source = self._source
-        assert source is not None
+        source = self._reader
         records = await source.poll(timeout_seconds=_POLL_SECONDS, max_records=BATCH_RECORDS)
         while records and len(records) < BATCH_RECORDS:
             more = await source.poll(timeout_seconds=0.0, max_records=BATCH_RECORDS - len(records))
@@ -162,8 +160,7 @@ class Projector:
         self.records += len(records)
 
     async def _is_at_end(self) -> bool:
-        source = self._source
-        assert source is not None
+        source = self._reader
         return all([await source.position(place) >= end for place, end in self._ends.items()])
 
     async def _forget(self) -> None:
@@ -185,6 +182,12 @@ class Projector:
                 await self._stopping.wait()
         except TimeoutError:
             return  # The time is over: once more.
+
+    @property
+    def _reader(self) -> Source:
+        if self._source is None:
+            raise RuntimeError("the projector is not open")
+        return self._source
 
     async def _close(self) -> None:
         await self._close_source()

@@ -27,6 +27,8 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
     dask: str | None = None
     #: Command of the engine, which learns its Kafka, Dask and HTTP address from ``ENGINE_*`` variables; None starts none.
     engine: tuple[str, ...] | None = None
+    #: Commands that run beside the engine, by name; they learn Kafka and Dask as it does, and are started again when they end.
+    companions: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     #: Command that fails where the handlers cannot be loaded; it goes before each reload.
     check: tuple[str, ...] | None = None
     #: Where the engine serves HTTP, ``host:port``; port 0 takes a free one, an empty text switches it off.
