@@ -126,9 +126,7 @@ async def _history(settings: Settings) -> AsyncIterator[History]:
     try:
         records = await projector.catch_up()
         if projector.is_cut:
-            say(
-                f"no history database (setting history): read the last {records:,} records of the topics; older runs are missing"
-            )
+            say(f"no history database (setting history): read the last {records:,} records alone; older runs are missing")
         yield History(store.connection, IN_MEMORY)
     finally:
         await projector.close()

@@ -199,8 +199,8 @@ class History:
             " r.event_topic = l.event_topic AND r.event_partition = l.event_partition AND r.event_offset = l.event_offset)"
             " ORDER BY at DESC LIMIT ?)) ORDER BY at DESC, topic, part, off"
         )
-        # Of those of one moment, which a cursor cannot part, all go on one page; a thousand more at most.
-        wide = limit + 1_000
+        # Of those of one moment, which a cursor cannot part, all go on one page; a hundred more at most.
+        wide = limit + 100
         found = list(dict.fromkeys(self._all(query, [before[0], wide, before[0], wide])))
         shown = found[:limit]
         while len(shown) < len(found) and found[len(shown)][0] == shown[-1][0]:

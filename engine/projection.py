@@ -142,7 +142,7 @@ class Book:
                 place=place_of(record.partition, record.offset),
                 run_id=run_id,
                 flow=change.flow,
-                state=change.state if change.is_flow_run else State.RUNNING,
+                state=(change.state if change.is_flow_run else State.RUNNING).value,
                 seq=change.seq,
                 epoch=change.epoch,
                 attempt=change.attempt if change.is_flow_run else 0,
@@ -170,7 +170,7 @@ class Book:
     def _apply_run(self, run: RunRow, change: StateChange, at: float) -> None:
         minute = (int(at // MINUTE) * MINUTE, change.flow, change.state.value)
         self.minutes[minute] = self.minutes.get(minute, 0) + 1
-        run.state, run.attempt = change.state, change.attempt
+        run.state, run.attempt = change.state.value, change.attempt
         run.reason = change.reason
         run.next_attempt_at = None if change.next_attempt_at is None else change.next_attempt_at.timestamp()
         run.wakes_at = None if change.wakes_at is None else change.wakes_at.timestamp()

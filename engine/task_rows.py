@@ -30,10 +30,10 @@ def apply_task(task: TaskRow | None, run: RunRow, name: str, change: StateChange
     """The row after a change of a task run, and the counts of its run."""
     was_ended = task is not None and State(task.state).is_end
     if task is None:
-        task = TaskRow(run.place, name, change.task or "", change.state, change.attempt, change.map_index)
+        task = TaskRow(run.place, name, change.task or "", change.state.value, change.attempt, change.map_index)
         run.tasks += 1
     run.tasks_ended += change.state.is_end - was_ended
-    task.state, task.attempt, task.reason = change.state, change.attempt, change.reason
+    task.state, task.attempt, task.reason = change.state.value, change.attempt, change.reason
     task.wakes_at = None if change.wakes_at is None else change.wakes_at.timestamp()
     task.worker = change.worker or task.worker
     attempts = _attempts(task.attempts)
@@ -72,7 +72,7 @@ def apply_entries(run: RunRow, raw: msgspec.Raw) -> Iterator[TaskRow]:
             run.place,
             name,
             entry.task,
-            entry.state,
+            entry.state.value,
             entry.attempt,
             scheduled_at=started,
             started_at=started,

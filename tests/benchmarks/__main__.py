@@ -16,6 +16,7 @@ from engine import logs
 from engine.errors import EngineError
 from tests.benchmarks.depth import depth
 from tests.benchmarks.flat import flat
+from tests.benchmarks.history import history
 from tests.benchmarks.latency import latency
 from tests.benchmarks.pressure import pressure
 from tests.benchmarks.profiling import profile
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None]]] =
     "depth": lambda a: depth(a.rounds, known=a.known),
     "flat": lambda a: flat(a.runs or 50_000, packed=a.packed, dedup_window_seconds=a.dedup_window_seconds),
     "pressure": lambda a: pressure(a.events or 200_000),
+    "history": lambda a: history(a.runs or 1_000_000),
     "profile": lambda a: profile(a.runs or 5_000, packed=a.packed, sampled=a.sampled),
 }
 

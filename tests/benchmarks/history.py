@@ -1,0 +1,226 @@
+"""The history: how fast records become rows, against the engine's best, and how long the queries of pages take."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from engine.apache import ApacheKafka
+from engine.broker import Outgoing, Record, TopicSpec
+from engine.events import Headers, Position
+from engine.history import History, RunFilter
+from engine.history_store import HistoryStore
+from engine.kafka import KafkaBroker
+from engine.projection import read_all
+from engine.projector import BATCH_RECORDS, Projector
+from engine.runs import digest
+from engine.settings import Settings
+from engine.states import Envelope, Failure, Origin, State, StateChange, utc
+
+#: The most that the engine has reached, in records/s: packed 6,177 runs/s of 3 records, unpacked 635 runs/s of 6 (README.md).
+ENGINE_PACKED, ENGINE_UNPACKED = 6_177 * 3, 635 * 6
+PARTITIONS = 8
+#: Runs side by side, and the time over which all of them are spread.
+OPEN, SPAN_SECONDS = 500, 86_400.0
+TOPIC = "bench.states"
+_TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+_ERROR = Failure("ValueError", "no such customer", "Traceback (most recent call last):\n" + '  File "orders.py"\n' * 10)
+_QUERY_ROUNDS = 15
+
+
+async def history(runs: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="engine-bench-") as folder:
+        path = str(Path(folder) / "history.db")
+        print(f"\nhistory: {runs:,} packed runs of 3 records, in batches of {BATCH_RECORDS:,}", flush=True)
+        store = HistoryStore(path, "bench")
+        store.open()
+        rate = _fill(store, _records(runs, packed=True), told_every=runs * 3 // 10)
+        _judge("packed, no Kafka", rate, ENGINE_PACKED)
+        began = time.monotonic()
+        forgotten = store.forget(time.time(), 14 * 86_400.0, runs - runs // 100, 86_400.0)
+        print(f"  forgetting {forgotten:,} runs: {time.monotonic() - began:.2f} s", flush=True)
+        rate = _fill(store, _records(min(runs, 20_000), packed=False, prefix="u"), told_every=0)
+        _judge("unpacked, no Kafka, on top of those", rate, ENGINE_UNPACKED)
+        store.close()
+        size = os.stat(path).st_size  # noqa: PTH116  # nothing else runs
+        print(f"  {size / 1e6:,.0f} MB, {size / runs:,.0f} bytes a run", flush=True)
+        _queries(path)
+        await _over_kafka(Path(folder), min(runs, 60_000))
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """Records a second, and microseconds of this process's CPU for each."""
+
+    per_second: float
+    cpu_us: float
+
+
+def _fill(store: HistoryStore, records: Iterator[Record], *, told_every: int) -> Rate:
+    """Reading and writing alone: making the records is not counted."""
+    seconds, cpu, count, told = 0.0, 0.0, 0, told_every
+    offsets = store.offsets()
+    while batch := list(itertools.islice(records, BATCH_RECORDS)):
+        began, cpu_began = time.monotonic(), time.process_time()
+        offsets = store.write(read_all(batch, TOPIC), offsets).offsets
+        seconds += time.monotonic() - began
+        cpu += time.process_time() - cpu_began
+        count += len(batch)
+        if told_every and count >= told:
+            print(f"    {count:>9,} records: {count / seconds:>8,.0f}/s", file=sys.stderr, flush=True)
+            told += told_every
+    return Rate(count / seconds, cpu / count * 1e6)
+
+
+def _queries(path: str) -> None:
+    print(f"  queries, {_QUERY_ROUNDS} times each, ms:                median      most")
+    with History.open(path) as found:
+        chance = random.Random(7)
+        page = found.runs(limit=50)
+        middle = f"{time.time() - SPAN_SECONDS / 2!r},0"
+        some = [run.run_id for run in page.items] + [run.run_id for run in found.runs(cursor=middle, limit=50).items]
+        flows = [row.flow for row in found.flows()]
+        failed = RunFilter(states=[State.FAILED, State.CRASHED])
+        asked: dict[str, Callable[[], object]] = {
+            "runs, newest": lambda: found.runs(limit=50),
+            "runs, a page in the middle": lambda: found.runs(cursor=middle, limit=50),
+            "runs of a flow": lambda: found.runs(RunFilter(flows=[chance.choice(flows)]), limit=50),
+            "runs, failed or crashed": lambda: found.runs(failed, limit=50),
+            "runs, failed, of a flow": lambda: found.runs(RunFilter(flows=[flows[0]], states=[State.FAILED]), limit=50),
+            "runs of a state nobody is in": lambda: found.runs(RunFilter(states=[State.RETRYING]), limit=50),
+            "runs of a key": lambda: found.runs(RunFilter(key=f"customer-{chance.randrange(1_000)}"), limit=50),
+            "runs of a flow nobody has": lambda: found.runs(RunFilter(flows=["nope"]), limit=50),
+            "runs since an hour, failed": lambda: found.runs(
+                RunFilter(states=[State.FAILED], since=time.time() - 3_600), limit=50
+            ),
+            "one run, its tasks and changes": lambda: _one(found, chance.choice(some)),
+            "events": lambda: found.events(limit=50),
+            "one event": lambda: found.event(Position("orders", 0, chance.randrange(1_000))),
+            "events of an id": lambda: found.positions_of(f"event-{chance.randrange(1_000)}"),
+            "dead letters": lambda: found.letters(limit=50),
+            "workers": lambda: found.workers(time.time() - 86_400),
+            "flows, success rate and p50/p95": found.flows,
+            "minutes of the last hour": lambda: found.minutes(time.time()),
+            "open runs and the oldest": found.open_runs,
+        }
+        for name, ask in asked.items():
+            took = []
+            for _ in range(_QUERY_ROUNDS):
+                began = time.monotonic()
+                ask()
+                took.append((time.monotonic() - began) * 1000)
+            print(f"    {name:<40} {statistics.median(took):>9.2f} {max(took):>9.2f}", flush=True)
+
+
+def _one(found: History, run_id: str) -> None:
+    run = found.run(run_id)
+    if run is None:
+        raise SystemExit(f"run {run_id} is not there")
+    found.task_runs(run)
+    found.changes(run)
+    found.repeats(run_id)
+
+
+async def _over_kafka(folder: Path, runs: int) -> None:
+    kafka = ApacheKafka(folder / "kafka")
+    await kafka.start(lambda line: None)
+    try:
+        settings = Settings(app="bench", kafka=kafka.bootstrap)
+        broker = KafkaBroker(settings)
+        await broker.ensure_topics([TopicSpec(TOPIC, PARTITIONS), TopicSpec(settings.dead_letters_topic, 1)])
+        sink = broker.sink()
+        await sink.start()
+        records = _records(runs, packed=True)
+        while batch := list(itertools.islice(records, BATCH_RECORDS)):
+            await sink.write([Outgoing(TOPIC, None, r.value, r.headers, r.partition) for r in batch])
+        await sink.close()
+        projector = Projector(settings, broker, HistoryStore(str(folder / "kafka.db"), "bench"))
+        began, cpu = time.monotonic(), time.process_time()
+        count = await projector.catch_up()
+        rate = Rate(count / (time.monotonic() - began), (time.process_time() - cpu) / count * 1e6)
+        await projector.close()
+        _judge(f"packed, off Kafka ({count:,} records)", rate, ENGINE_PACKED)
+    finally:
+        await kafka.stop()
+
+
+def _judge(what: str, rate: Rate, best: int) -> None:
+    ratio, alone = rate.per_second / best, 1e6 / rate.cpu_us / best
+    print(
+        f"  {what}: {rate.per_second:,.0f} records/s = {ratio:.1f} times the engine's best ({best:,});"
+        f" CPU {rate.cpu_us:.0f} µs each, so {alone:.1f} times on a core of its own",
+        flush=True,
+    )
+
+
+def _records(runs: int, *, packed: bool, prefix: str = "") -> Iterator[Record]:
+    """Runs one after the other, so many of them open at a time; the records of each in the order of the log."""
+    chance = random.Random(1)
+    begin = time.time() - SPAN_SECONDS
+    offsets = [0] * PARTITIONS if not prefix else [1 << 30] * PARTITIONS
+    under_way: list[tuple[int, Iterator[tuple[bytes, Headers]]]] = []
+    for number in range(runs + min(OPEN, runs)):
+        if number < runs:
+            run = _run(f"{prefix}{number}", number, begin + number * SPAN_SECONDS / runs, chance, packed=packed)
+            under_way.append((number % PARTITIONS, run))
+        if not under_way or (len(under_way) < OPEN and number < runs):
+            continue
+        partition, written = under_way.pop(0) if number >= runs else under_way.pop(chance.randrange(len(under_way)))
+        for value, headers in written:
+            yield Record(TOPIC, partition, offsets[partition], None, value, headers, int(begin * 1000))
+            offsets[partition] += 1
+
+
+def _run(name: str, number: int, at: float, chance: random.Random, *, packed: bool) -> Iterator[tuple[bytes, Headers]]:
+    run_id, flow = digest(name), f"flow_{number % 10}"
+    envelope = Envelope.of("bench", run_id)
+    key = f"customer-{chance.randrange(1_000)}" if number % 10 == 0 else None
+    event = Origin("/shop", f"event-{name}", "order.created", "orders", number % 4, number // 4, utc(at))
+    task = {} if packed else {"task": "price", "task_run_id": f"{run_id}/price/0"}
+    fate = chance.random()
+    error = _ERROR if fate < 0.04 else None
+    end = State.FAILED if error is not None else State.COMPLETED
+    entry = {
+        "task": "price",
+        "index": "0",
+        "state": end,
+        "attempt": 1,
+        "started_at": utc(at + 0.02),
+        "ended_at": utc(at + 0.03),
+    }
+    steps: list[tuple[State, dict[str, object]]] = [
+        (State.SCHEDULED, {"event": event, "key": key, "parameters": msgspec.Raw(b'{"order":{"id":"o-1","lines":[1,2,3]}}')}),
+        (State.RUNNING, {}),
+    ]
+    if not packed:
+        worker = f"tcp://10.0.0.{number % 8}:4000"
+        steps += [(State.SCHEDULED, task), (State.RUNNING, task | {"worker": worker}), (end, task | {"error": error})]
+    if fate < 0.99:
+        tasks = msgspec.Raw(msgspec.json.encode([entry])) if packed else msgspec.Raw(b"")
+        more = {"tasks": tasks} if packed else {}
+        steps.append((end, {"result": msgspec.Raw(b'{"total":42}')} | more if error is None else {"error": error} | more))
+    for seq, (state, fields) in enumerate(steps):
+        change = StateChange(
+            run_id=run_id,
+            flow=flow,
+            state=state,
+            seq=seq,
+            epoch=0,
+            attempt=min(1, seq),
+            at=utc(at + 0.01 * seq),
+            **fields,  # type: ignore[arg-type]
+        )
+        yield envelope.write(change, _TRACE)
+
+
+if __name__ == "__main__":
+    asyncio.run(history(int(sys.argv[1])))
