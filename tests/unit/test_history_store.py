@@ -15,7 +15,7 @@ from engine.history_schema import TABLES
 from engine.history_store import IN_MEMORY, HistoryStore
 from engine.projection import read_all
 from engine.states import State
-from tests.unit.history_records import BEGIN, STATES, Topics, a_busy_day, a_run
+from tests.history_records import BEGIN, STATES, Topics, a_busy_day, a_run
 
 #: Nothing is too old, nothing too much.
 KEEP = (BEGIN, 1e9, 1_000_000, 1e9)

@@ -22,7 +22,8 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 class Topics:
     """Two topics that are written to; ``records`` has all of them in an order in which a reader may get them."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, *, gaps: bool = True) -> None:
+        self._gaps = gaps
         self.records: list[Record] = []
         self.random = random.Random(seed)
         self._next: Counter[tuple[str, int]] = Counter()
@@ -35,7 +36,7 @@ class Topics:
     def append(self, topic: str, partition: int, value: bytes | None, headers: Headers = (), key: bytes | None = None) -> int:
         offset = self._next[topic, partition]
         # As transactions and compaction do, a gap now and then.
-        self._next[topic, partition] += 1 + (self.random.random() < 0.1)
+        self._next[topic, partition] += 1 + (self._gaps and self.random.random() < 0.1)
         self.records.append(Record(topic, partition, offset, key, value, headers, int(self._clock * 1000)))
         return offset
 
@@ -96,9 +97,9 @@ def a_run(topics: Topics, run_id: str, *, partition: int = 0, fails: bool = Fals
     return made
 
 
-def a_busy_day(seed: int, runs: int = 10, partitions: int = 3) -> Topics:
+def a_busy_day(seed: int, runs: int = 10, partitions: int = 3, gaps: bool = True) -> Topics:
     """Runs side by side, with all that a reader has to bear: repeats, void epochs, unknown and unreadable records, letters."""
-    topics = Topics(seed)
+    topics = Topics(seed, gaps=gaps)
     chance = topics.random
     for partition in range(partitions):
         topics.append(STATES, partition, None)  # so that no epoch is 0, as that of SCHEDULED is

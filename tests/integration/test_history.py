@@ -1,0 +1,94 @@
+"""The projector as a process on real Kafka: killed again and again, its tables are those that the topics give at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.broker import Outgoing, Record, TopicSpec
+from engine.history_schema import TABLES
+from engine.kafka import KafkaBroker
+from engine.settings import Settings
+from tests.app_under_test import fresh_settings
+from tests.history_records import LETTERS, a_busy_day
+from tests.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+PARTITIONS = 3
+
+
+async def projector(settings: Settings, path: str, what: str) -> asyncio.subprocess.Process:
+    # The records say that it is 2023.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ENGINE_HISTORY_RETENTION_SECONDS": "1e10"}
+    flags = ("--history", path, "--app", settings.app, "--kafka", settings.kafka)
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "engine", "history", what, *flags), env=environment, stderr=asyncio.subprocess.DEVNULL
+    )
+
+
+def tables(path: str) -> dict[str, list[Any]]:
+    db = sqlite3.connect(path)
+    try:
+        return {name: sorted(db.execute(f"SELECT * FROM {name}").fetchall(), key=repr) for name in TABLES}
+    except sqlite3.OperationalError:
+        return {}  # Not there yet, or being made.
+    finally:
+        db.close()
+
+
+def read_to(path: str) -> dict[tuple[str, int], int]:
+    return {(topic, partition): offset for topic, partition, offset, _ in tables(path).get("offsets", [])}
+
+
+async def write(broker: KafkaBroker, settings: Settings, records: list[Record]) -> Mapping[tuple[str, int], int]:
+    """Write them to the topics of that app; answers where each partition then ends."""
+    sink = broker.sink()
+    await sink.start()
+    outgoing = [
+        Outgoing(
+            settings.dead_letters_topic if record.topic == LETTERS else settings.states_topic,
+            *(record.key, record.value, record.headers, record.partition),
+        )
+        for record in records
+    ]
+    positions = await sink.write(outgoing)
+    await sink.close()
+    return {(position.topic, position.partition): position.offset + 1 for position in positions}
+
+
+async def test_killed_in_the_middle_it_ends_with_the_tables_of_a_rebuild(kafka: str, tmp_path: Path) -> None:
+    settings = fresh_settings(kafka=kafka)
+    broker = KafkaBroker(settings)
+    await broker.ensure_topics([TopicSpec(settings.states_topic, PARTITIONS), TopicSpec(settings.dead_letters_topic, 2)])
+    path, again = str(tmp_path / "history.db"), str(tmp_path / "again.db")
+    records = a_busy_day(11, runs=600, partitions=PARTITIONS, gaps=False).records
+    third = len(records) // 3
+    ends: dict[tuple[str, int], int] = {}
+    for start in range(0, len(records), third):
+        running = await projector(settings, path, "run")
+        try:
+            before = read_to(path)
+            ends |= await write(broker, settings, records[start : start + third])
+            await eventually(lambda: read_to(path) != before)  # noqa: B023  # awaited within the turn
+        finally:
+            # Wherever it is just then: between two batches, or within one.
+            running.send_signal(signal.SIGKILL)
+            await running.wait()
+    last = await projector(settings, path, "run")
+    try:
+        await eventually(lambda: read_to(path) == ends)
+    finally:
+        last.send_signal(signal.SIGTERM)
+        assert await last.wait() == 0
+    rebuilt = await projector(settings, again, "rebuild")
+    assert await rebuilt.wait() == 0
+    assert tables(path) == tables(again)
+    assert len(tables(path)["runs"]) == 600
+    assert tables(path)["letters"]
+    await broker.close()

@@ -1,0 +1,239 @@
+"""engine.projection: what records of the topics make of the rows of a run, its task runs and their attempts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from engine.dead_letters import Marked
+from engine.events import Position
+from engine.history import History, RunFilter
+from engine.history_schema import KEPT_BYTES
+from engine.history_store import IN_MEMORY, HistoryStore
+from engine.letter_lists import LetterList, Status
+from engine.projection import read_all
+from engine.states import State
+from engine.subscriber import Deduplicator
+from engine.task_rows import attempts_of
+from tests.history_records import BEGIN, LETTERS, STATES, Topics, a_busy_day, a_run, origin
+
+
+def history_of(topics: Topics) -> History:
+    store = HistoryStore(IN_MEMORY, "app")
+    store.open()
+    store.write(read_all(topics.records, STATES), {})
+    return History(store.connection, IN_MEMORY)
+
+
+def test_a_run_has_its_event_its_result_and_its_times() -> None:
+    topics = Topics()
+    changes = a_run(topics, "run", event=origin(5), key="ann")
+    run = history_of(topics).run("run")
+    assert run is not None
+    assert (run.state, run.seq, run.run_key, run.tasks, run.tasks_ended) == ("COMPLETED", 5, "ann", 1, 1)
+    assert (run.event_id, run.event_topic, run.event_partition, run.event_offset) == ("event-5", "orders", 0, 5)
+    assert (run.parameters, run.result) == (b'{"order":1}', b"7")
+    times = [changes[seq].at.timestamp() for seq in (0, 1, 5)]
+    assert [run.scheduled_at, run.started_at, run.ended_at] == times
+    assert run.traceparent is not None
+
+
+def test_attempts_say_how_long_each_was_queued_and_on_which_worker_it_ran() -> None:
+    topics = Topics()
+    changes = a_run(topics, "run", fails=True)
+    found = history_of(topics)
+    run = found.run("run")
+    assert run is not None
+    [task] = found.task_runs(run)
+    first, second = attempts_of(task.attempts)
+    at = [change.at.timestamp() for change in changes]
+    assert (first.queued_at, first.started_at, first.ended_at) == (at[2], at[3], at[4])
+    assert (first.worker, first.outcome, first.error) == ("tcp://w1", State.RETRYING, "ValueError: bad")
+    due = changes[4].next_attempt_at
+    assert due is not None
+    assert (second.attempt, second.queued_at, second.started_at) == (2, due.timestamp(), at[5])
+    assert (second.worker, second.outcome) == ("tcp://w2", State.FAILED)
+    assert (run.state, run.error_type, task.state, task.attempt) == ("FAILED", "ValueError", "FAILED", 2)
+    assert [worker.worker for worker in found.workers(BEGIN)] == ["tcp://w2", "tcp://w1"]
+
+
+def test_the_tasks_of_a_packed_run_come_with_its_end() -> None:
+    topics = Topics()
+    topics.change("run", State.SCHEDULED, 0)
+    entries = [
+        {
+            "task": "price",
+            "index": "0",
+            "state": "COMPLETED",
+            "attempt": 1,
+            "started_at": topics.now(),
+            "ended_at": topics.now(),
+        },
+        {"task": "ship", "index": "1", "state": "FAILED", "attempt": 2, "error": {"type": "E", "message": "bad"}},
+    ]
+    topics.change("run", State.FAILED, 1, tasks=msgspec.Raw(msgspec.json.encode(entries)))
+    found = history_of(topics)
+    run = found.run("run")
+    assert run is not None
+    assert (run.packed, run.tasks, run.tasks_ended) == (1, 2, 2)
+    assert [(task.name, task.state, task.error_message) for task in found.task_runs(run)] == [
+        ("price/0", "COMPLETED", None),
+        ("ship/1", "FAILED", "bad"),
+    ]
+
+
+def test_the_changes_kept_are_those_that_a_subscriber_gets() -> None:
+    for seed in range(20):
+        topics = a_busy_day(seed)
+        found = history_of(topics)
+        known: dict[int, Deduplicator] = {}
+        expected: dict[str, list[int]] = {}
+        for record in topics.records:
+            if record.topic == LETTERS:
+                continue
+            one = known.setdefault(record.partition, Deduplicator())
+            [reading] = read_all([record], STATES).readings
+            said = reading.said
+            if hasattr(said, "owner"):
+                one.begin_epoch(record.offset)
+            elif said is not None and one.is_new(said):  # type: ignore[arg-type]
+                expected.setdefault(said.run_id, []).append(said.seq)  # type: ignore[union-attr]
+        for run_id, seqs in expected.items():
+            run = found.run(run_id)
+            assert run is not None
+            assert [change.seq for change in found.changes(run)] == seqs
+        assert len(found.runs(limit=1_000).items) == len(expected)
+
+
+def test_a_run_whose_beginning_has_expired_is_shown_with_what_is_left() -> None:
+    topics = Topics()
+    a_run(topics, "run")
+    topics.records = topics.records[3:]
+    run = history_of(topics).run("run")
+    assert run is not None
+    assert (run.state, run.tasks, run.tasks_ended, run.parameters) == ("COMPLETED", 1, 1, None)
+
+
+def test_large_payloads_are_cut_and_their_size_is_known() -> None:
+    topics = Topics()
+    large = b'"' + b"x" * 1_000_000 + b'"'
+    a_run(topics, "run", parameters=msgspec.Raw(large))
+    run = history_of(topics).run("run")
+    assert run is not None
+    assert run.parameters is not None
+    assert (len(run.parameters), run.parameters_size) == (KEPT_BYTES, len(large))
+
+
+def test_unreadable_records_are_told_and_passed_over() -> None:
+    topics = Topics()
+    topics.append(STATES, 0, b"{", (("ce_type", b"engine.flow_run.running"),))
+    a_run(topics, "run")
+    [(where, why)] = read_all(topics.records, STATES).unreadable
+    assert where == f"{STATES}/0/0"
+    assert "cannot be read" in why
+    assert history_of(topics).run("run") is not None
+
+
+def test_pages_of_runs_hold_each_run_once_the_newest_first() -> None:
+    topics = a_busy_day(3, runs=25)
+    found = history_of(topics)
+    for wanted in (
+        RunFilter(),
+        RunFilter(flows=["fulfil"]),
+        RunFilter(flows=["ship", "fulfil"], states=[State.COMPLETED, State.FAILED]),
+    ):
+        paged, cursor = [], None
+        while True:
+            page = found.runs(wanted, cursor=cursor, limit=4)
+            paged += page.items
+            cursor = page.cursor
+            if cursor is None:
+                break
+        assert paged == found.runs(wanted, limit=1_000).items
+        assert [run.scheduled_at for run in paged] == sorted((run.scheduled_at for run in paged), reverse=True)
+        assert len({run.run_id for run in paged}) == len(paged)
+        assert all(run.flow in wanted.flows or not wanted.flows for run in paged)
+    assert len(found.runs(limit=1_000).items) == 25
+    assert found.runs(RunFilter(key="nobody")).items == []
+
+
+def test_a_run_is_found_by_the_beginning_of_its_id_where_no_other_has_it() -> None:
+    topics = Topics()
+    for run_id in ("abc1", "abc2", "xyz"):
+        a_run(topics, run_id)
+    found = history_of(topics)
+    assert found.run("ab") is None
+    assert [run.run_id for name in ("abc1", "x") if (run := found.run(name))] == ["abc1", "xyz"]
+
+
+def test_events_have_the_runs_they_made_or_the_letter_that_says_why_none() -> None:
+    topics = Topics()
+    a_run(topics, "one", event=origin(1))
+    a_run(topics, "two", event=origin(1), flow="ship")
+    topics.letter(Position("orders", 0, 9))
+    found = history_of(topics)
+    page = found.events()
+    assert {(event.offset, tuple(run.run_id for run in event.runs), len(event.letters)) for event in page.items} == {
+        (1, ("one", "two"), 0),
+        (9, (), 1),
+    }
+    assert found.positions_of("event-1") == [Position("orders", 0, 1)]
+    event = found.event(Position("orders", 0, 9))
+    assert event is not None
+    assert (event.source, event.id, event.letters[0].reason) == ("/shop", "e1", "malformed-data")
+    assert found.event(Position("orders", 0, 99)) is None
+
+
+def test_what_became_of_letters_is_what_the_command_says() -> None:
+    topics = Topics(5)
+    place = Position("orders", 0, 1)
+    first, details = topics.letter(place)
+    topics.letter(place)  # a copy
+    topics.mark(f"0/{first}", details, Marked.REPLAYED, "r1")
+    topics.mark(f"0/{first}", details, Marked.DROPPED)
+    topics.letter(Position("orders", 0, 2), partition=1)
+    listed = LetterList()
+    for record in topics.records:
+        listed.add(record)
+    expected = {entry.letter.id: (entry.status, entry.replays) for entry in listed.entries()}
+    found = history_of(topics)
+    lines = found.letters(all=True).items
+    assert {f"{line.row.partition}/{line.row.place}": (line.status, line.replays) for line in lines} == expected
+    assert [line.status for line in found.letters().items] == [Status.OPEN]
+    first_page = found.letters(all=True, limit=2)
+    assert first_page.items + found.letters(all=True, cursor=first_page.cursor).items == lines
+
+
+def test_flows_are_judged_by_their_last_runs_and_minutes_count_states() -> None:
+    topics = Topics()
+    for number in range(4):
+        a_run(topics, f"run-{number}", fails=number == 0)
+    topics.change("open", State.SCHEDULED, 0)
+    found = history_of(topics)
+    [flow] = found.flows()
+    assert (flow.flow, flow.runs, flow.success_rate, len(flow.last)) == ("fulfil", 4, 0.75, 4)
+    assert flow.p50_seconds is not None
+    assert flow.p95_seconds is not None
+    assert 0 < flow.p50_seconds <= flow.p95_seconds
+    counts: dict[str, int] = {}
+    for _, state, count in found.minutes(topics.now().timestamp()):
+        counts[state] = counts.get(state, 0) + count
+    assert counts == {"SCHEDULED": 5, "RUNNING": 4, "COMPLETED": 3, "FAILED": 1}
+    open_counts, oldest = found.open_runs()
+    assert open_counts == {"SCHEDULED": 1, "RUNNING": 0, "RETRYING": 0}
+    assert oldest is not None
+    assert oldest.run_id == "open"
+
+
+def test_a_reader_sees_what_a_projector_has_written_to_a_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "his tory?.db")
+    store = HistoryStore(path, "app")
+    store.open()
+    topics = Topics()
+    a_run(topics, "run")
+    store.write(read_all(topics.records, STATES), {})
+    with History.open(path) as found:
+        assert found.run("run") is not None
+        assert found.offsets() == {(STATES, 0): topics.records[-1].offset + 1}
+    store.close()
