@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 import engine.command_errors
+import engine.history_errors
 import engine.worker  # noqa: F401  # errors defined beside the list would be found, too
 from engine.errors import (
     DaskUnavailable,

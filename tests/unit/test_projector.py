@@ -44,6 +44,11 @@ def runs(path: str) -> set[str]:
         return set()
 
 
+def delete(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
 async def test_it_projects_what_comes_until_it_is_stopped_and_goes_on_from_there(tmp_path: Path) -> None:
     path = str(tmp_path / "history.db")
     broker = await broker_with("one")
@@ -67,8 +72,7 @@ async def test_a_database_deleted_under_it_is_made_anew_from_the_topics(tmp_path
     projector = Projector(SETTINGS, broker, HistoryStore(str(path), "app"))
     running = asyncio.create_task(projector.run())
     await eventually(lambda: runs(str(path)) == {"one"})
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink()
+    delete(path)
     await write(broker, "two")
     await eventually(lambda: runs(str(path)) == {"one", "two"})
     projector.stop()

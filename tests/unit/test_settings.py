@@ -178,3 +178,15 @@ def test_a_place_that_is_not_the_same_everywhere_is_no_result_store(url: str) ->
 )
 def test_a_result_store_is_a_url_of_a_place(url: str) -> None:
     assert load({"results": url}, {}, Path("nowhere")).results == url
+
+
+@pytest.mark.parametrize("history", ["/var/lib/history.db", "sqlite:///var/lib/history.db"])
+def test_the_history_is_a_file_by_path_or_url(history: str) -> None:
+    assert load({"history": history}, {}, Path("nowhere")).history_path == "/var/lib/history.db"
+
+
+def test_a_history_elsewhere_is_refused_without_showing_its_secrets() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"history": "postgres://me:secret@db/x"}, {}, Path("nowhere"))
+    assert caught.value.key == "history"
+    assert "secret" not in str(caught.value)
