@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from engine.history import History
 from engine.runs import run_id_of
 from tests.acceptance.conftest import PATIENCE_SECONDS, SOURCE, Stack, command_environment, engine
 from tests.waiting import eventually
@@ -59,6 +60,46 @@ async def test_ctrl_c_ends_a_tail_quietly(stack: Stack) -> None:
         process.send_signal(signal.SIGINT)
         _, err = await process.communicate()
     assert (process.returncode, err) == (130, b"")
+
+
+async def test_runs_are_listed_and_shown_from_the_topics_and_from_the_history_beside_the_engine(stack: Stack) -> None:
+    good, bad = await stack.send("listed-good", "ann"), await stack.send("listed-bad", "bad")
+    await stack.watch(good)
+    await stack.watch(bad)
+    first = await engine("runs", "ls", "--limit", "1", "--json", *stack.where)
+    then = await engine("runs", "ls", "--limit", "1", "--json", "--cursor", first.lines[0]["cursor"], *stack.where)
+    assert [run["run_id"] for run in first.lines + then.lines] == [bad, good]
+
+    # What the projector of `engine dev` has written, which may be a moment behind.
+    database = str(stack.log_file.parent / "cache" / "kafka-dask-engine" / stack.app / "history.db")
+    await eventually(lambda: Path(database).is_file())
+    await eventually(lambda: _is_failed(database, bad))
+    failed = await engine("runs", "ls", "--state", "FAILED", "--since", "1h", *stack.where, "--history", database)
+    assert failed.code == 0, failed.err
+    assert bad in failed.out
+    assert good not in failed.out
+
+    shown = await engine("runs", "show", bad, "--json", *stack.where)
+    [data] = shown.lines
+    assert (data["run"]["state"], data["run"]["event_id"]) == ("FAILED", "listed-bad")
+    assert data["run"]["parameters"] == {"item": {"name": "bad"}}
+    [task] = data["task_runs"]
+    [attempt] = task["attempts"]
+    assert (task["name"], attempt["outcome"]) == ("shout/0", "FAILED")
+    assert attempt["queued_at"] <= attempt["started_at"] <= attempt["ended_at"]
+    assert [change["seq"] for change in data["changes"]] == [0, 1, 2, 3, 4, 5]
+    for_a_person = await engine("runs", "show", bad[:16], *stack.where, "--history", database)
+    assert for_a_person.code == 0, for_a_person.err
+    assert "\\x1b[2J [bold]" in for_a_person.out
+    assert "\x1b" not in for_a_person.out
+    missing = await engine("runs", "show", "nope", *stack.where, "--history", database)
+    assert missing.code == 3
+
+
+def _is_failed(database: str, run_id: str) -> bool:
+    with History.open(database) as found:
+        run = found.run(run_id)
+    return run is not None and run.state == "FAILED"
 
 
 async def test_an_unknown_run_is_not_found(stack: Stack) -> None:

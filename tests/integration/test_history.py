@@ -28,7 +28,10 @@ async def projector(settings: Settings, path: str, what: str) -> asyncio.subproc
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ENGINE_HISTORY_RETENTION_SECONDS": "1e10"}
     flags = ("--history", path, "--app", settings.app, "--kafka", settings.kafka)
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "engine", "history", what, *flags), env=environment, stderr=asyncio.subprocess.DEVNULL
+        *(sys.executable, "-m", "engine", "history", what, "--json", *flags),
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
     )
 
 
@@ -82,12 +85,17 @@ async def test_killed_in_the_middle_it_ends_with_the_tables_of_a_rebuild(kafka: 
             await running.wait()
     last = await projector(settings, path, "run")
     try:
+        assert last.stdout is not None
+        assert await last.stdout.readline()  # it has begun, and hears signals
         await eventually(lambda: read_to(path) == ends)
-    finally:
         last.send_signal(signal.SIGTERM)
         assert await last.wait() == 0
+    finally:
+        if last.returncode is None:
+            last.kill()
     rebuilt = await projector(settings, again, "rebuild")
-    assert await rebuilt.wait() == 0
+    await rebuilt.communicate()
+    assert rebuilt.returncode == 0
     assert tables(path) == tables(again)
     assert len(tables(path)["runs"]) == 600
     assert tables(path)["letters"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from engine.dead_letters import Marked
+from engine.errors import EventError
 from engine.events import Position
 from engine.history import History, RunFilter
 from engine.history_schema import KEPT_BYTES
@@ -156,6 +158,8 @@ def test_pages_of_runs_hold_each_run_once_the_newest_first() -> None:
         assert all(run.flow in wanted.flows or not wanted.flows for run in paged)
     assert len(found.runs(limit=1_000).items) == 25
     assert found.runs(RunFilter(key="nobody")).items == []
+    with pytest.raises(EventError, match="no cursor"):
+        found.runs(cursor="x")
 
 
 def test_a_run_is_found_by_the_beginning_of_its_id_where_no_other_has_it() -> None:
