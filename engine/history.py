@@ -188,20 +188,22 @@ class History:
         return self._runs(f"SELECT {', '.join(RUN_KNOWN)} FROM runs WHERE repeats = ? ORDER BY place", [run_id])  # noqa: S608
 
     def events(self, *, cursor: str | None = None, limit: int = 50) -> Page[EventRow]:
-        """Events that made runs or dead letters; one that was taken in again stands at both times."""
+        """Events that made runs or dead letters, each once, at the time when it was last taken in."""
         before = _from_cursor(cursor) if cursor is not None else [float("inf"), 0]
+        same = " AND ".join("{0}.%s = {1}.%s" % (name, name) for name in ("event_topic", "event_partition", "event_offset"))
+        place = "event_topic, event_partition, event_offset"
         query = (
-            "SELECT at, topic, part, off FROM ("
-            " SELECT event_at at, event_topic topic, event_partition part, event_offset off FROM (SELECT DISTINCT event_at,"
-            " event_topic, event_partition, event_offset FROM runs WHERE event_topic IS NOT NULL AND event_at < ?"
-            " ORDER BY event_at DESC LIMIT ?) UNION ALL SELECT * FROM (SELECT at, event_topic, event_partition, event_offset"
-            " FROM letters l WHERE event_topic IS NOT NULL AND at < ? AND NOT EXISTS (SELECT 1 FROM runs r WHERE"
-            " r.event_topic = l.event_topic AND r.event_partition = l.event_partition AND r.event_offset = l.event_offset)"
-            " ORDER BY at DESC LIMIT ?)) ORDER BY at DESC, topic, part, off"
+            f"SELECT scheduled_at, {place} FROM runs r WHERE event_topic IS NOT NULL AND scheduled_at < ?"  # noqa: S608
+            f" AND NOT EXISTS (SELECT 1 FROM runs o WHERE {same.format('o', 'r')}"
+            " AND (o.scheduled_at, o.place) > (r.scheduled_at, r.place)) ORDER BY scheduled_at DESC LIMIT ?",
+            f"SELECT at, {place} FROM letters l WHERE event_topic IS NOT NULL AND at < ?"  # noqa: S608
+            f" AND NOT EXISTS (SELECT 1 FROM runs r WHERE {same.format('r', 'l')})"
+            f" AND NOT EXISTS (SELECT 1 FROM letters o WHERE {same.format('o', 'l')}"
+            " AND (o.at, o.partition, o.place) > (l.at, l.partition, l.place)) ORDER BY at DESC LIMIT ?",
         )
         # Of those of one moment, which a cursor cannot part, all go on one page; a hundred more at most.
-        wide = limit + 100
-        found = list(dict.fromkeys(self._all(query, [before[0], wide, before[0], wide])))
+        found = [row for one in query for row in self._all(one, [before[0], limit + 100])]
+        found.sort(key=lambda row: (-row[0], row[1:]))
         shown = found[:limit]
         while len(shown) < len(found) and found[len(shown)][0] == shown[-1][0]:
             shown.append(found[len(shown)])
@@ -213,8 +215,8 @@ class History:
         made = self._event(0.0, position)
         if not made.runs and not made.letters:
             return None
-        times = [run.event_at for run in made.runs if run.event_at is not None] or [letter.at for letter in made.letters]
-        return msgspec.structs.replace(made, at=min(times))
+        times = [run.scheduled_at for run in made.runs] or [letter.at for letter in made.letters]
+        return msgspec.structs.replace(made, at=max(times))
 
     def positions_of(self, event_id: str, source: str | None = None) -> list[Position]:
         """Where events of an id lie, of one source or of all; several where producers sent it more than once."""

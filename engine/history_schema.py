@@ -205,7 +205,6 @@ INDICES = (
     "CREATE INDEX runs_repeats ON runs (repeats) WHERE repeats IS NOT NULL",
     "CREATE INDEX runs_ended ON runs (ended_at) WHERE ended_at IS NOT NULL",
     "CREATE INDEX runs_event ON runs (event_topic, event_partition, event_offset) WHERE event_topic IS NOT NULL",
-    "CREATE INDEX runs_event_at ON runs (event_at, event_topic, event_partition, event_offset) WHERE event_topic IS NOT NULL",
     "CREATE INDEX runs_event_id ON runs (event_id, event_source) WHERE event_id IS NOT NULL",
     "CREATE INDEX letters_at ON letters (at)",
     "CREATE INDEX letters_identity ON letters (identity)",

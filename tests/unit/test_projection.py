@@ -182,6 +182,8 @@ def test_events_have_the_runs_they_made_or_the_letter_that_says_why_none() -> No
         (1, ("one", "two"), 0),
         (9, (), 1),
     }
+    first = found.events(limit=1)
+    assert first.items + found.events(cursor=first.cursor).items == page.items
     assert found.positions_of("event-1") == [Position("orders", 0, 1)]
     event = found.event(Position("orders", 0, 9))
     assert event is not None
