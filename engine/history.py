@@ -190,8 +190,9 @@ class History:
     def events(self, *, cursor: str | None = None, limit: int = 50) -> Page[EventRow]:
         """Events that made runs or dead letters, each once, at the time when it was last taken in."""
         before = _from_cursor(cursor) if cursor is not None else [float("inf"), 0]
-        same = " AND ".join("{0}.%s = {1}.%s" % (name, name) for name in ("event_topic", "event_partition", "event_offset"))
-        place = "event_topic, event_partition, event_offset"
+        columns = ("event_topic", "event_partition", "event_offset")
+        same = " AND ".join(f"{{0}}.{name} = {{1}}.{name}" for name in columns)
+        place = ", ".join(columns)
         query = (
             f"SELECT scheduled_at, {place} FROM runs r WHERE event_topic IS NOT NULL AND scheduled_at < ?"  # noqa: S608
             f" AND NOT EXISTS (SELECT 1 FROM runs o WHERE {same.format('o', 'r')}"
