@@ -163,9 +163,9 @@ class Book:
             count, first, last = self.hours.get(hour, (0, at, at))
             self.hours[hour] = (count + 1, min(first, at), max(last, at))
         if change.seq < KEPT_CHANGES or name is None:
-            text = _text(change)
-            row = (run.place, change.seq, change.epoch, at, change.state.value, change.attempt, name, change.worker, text)
-            self.changes.append(row)
+            text = None if change.error is None and change.reason is None else _text(change)
+            state = change.state.value
+            self.changes.append((run.place, change.seq, change.epoch, at, state, change.attempt, name, change.worker, text))
 
     def _apply_run(self, run: RunRow, change: StateChange, at: float) -> None:
         minute = (int(at // MINUTE) * MINUTE, change.flow, change.state.value)
