@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from typing import Annotated
@@ -43,6 +44,9 @@ async def run(
             put(json_text({"history": settings.history_path, "kafka": settings.kafka, "pid": os.getpid()}))
         told = True
 
+    # As ``engine run`` does: what is loaded now stays, and batches of records are no garbage until they are written.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, projector.stop)

@@ -31,7 +31,7 @@ def place_of(partition: int, offset: int) -> int:
     return offset << _PARTITION_BITS | partition
 
 
-class RunRow(msgspec.Struct):
+class RunRow(msgspec.Struct, gc=False):
     """A row of ``runs``, its fields in the order of the columns. Of the payloads None means: as before."""
 
     place: int
@@ -77,7 +77,7 @@ class RunRow(msgspec.Struct):
     traceback: str | None = None
 
 
-class Attempt(msgspec.Struct, array_like=True, omit_defaults=True):
+class Attempt(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     """One attempt of a task run; all but the number may be unknown where its changes have expired."""
 
     attempt: int
@@ -90,7 +90,7 @@ class Attempt(msgspec.Struct, array_like=True, omit_defaults=True):
     error: str | None = None
 
 
-class TaskRow(msgspec.Struct):
+class TaskRow(msgspec.Struct, gc=False):
     """A row of ``task_runs``, its fields in the order of the columns."""
 
     place: int
@@ -120,7 +120,7 @@ class TaskRow(msgspec.Struct):
 ChangeRow = tuple[int, int, int, float, str, int, str | None, str | None, str | None]
 
 
-class LetterRow(msgspec.Struct):
+class LetterRow(msgspec.Struct, gc=False):
     """A row of ``letters``, its fields in the order of the columns."""
 
     partition: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import random
@@ -44,6 +45,8 @@ _TIMES = ("scheduled_at", "changed_at", "started_at", "ended_at")
 
 
 async def history(runs: int) -> None:
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)  # as `engine history run` has it
     with tempfile.TemporaryDirectory(prefix="engine-bench-") as folder:
         path = str(Path(folder) / "history.db")
         print(f"\nhistory: {min(runs, PROJECTED):,} packed runs of 3 records, in batches of {BATCH_RECORDS:,}", flush=True)
