@@ -75,6 +75,9 @@ def told(path: str) -> Iterator[None]:
     """SQLite's errors as ours. Raises HistoryUnreadable or HistoryUnavailable."""
     try:
         yield
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError) as error:
+        # Trying again would end the same way.
+        raise HistoryUnreadable(path, f"its rows do not fit together ({error})", _REBUILD) from error
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in _DAMAGED:

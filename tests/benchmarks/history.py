@@ -194,7 +194,7 @@ def _records(runs: int, *, packed: bool, prefix: str = "") -> Iterator[Record]:
     """Runs one after the other, so many of them open at a time; the records of each in the order of the log."""
     chance = random.Random(1)
     begin = time.time() - SPAN_SECONDS
-    offsets = [{"": 0, "v": 1 << 27, "u": 1 << 28}[prefix]] * PARTITIONS
+    offsets = [{"": 0, "v": 1 << 40, "u": 1 << 41}[prefix]] * PARTITIONS
     under_way: list[tuple[int, Iterator[tuple[bytes, Headers]]]] = []
     for number in range(runs + min(OPEN, runs)):
         if number < runs:
