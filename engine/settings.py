@@ -241,6 +241,13 @@ def _convert(values: Mapping[str, Any]) -> Settings:
     if not 0.0 <= settings.dead_letter_limit <= 1.0:
         cause, remedy = "is no share", "Use a number from 0 (never stop) to 1 (stop when all of them fail), e.g. 0.5."
         raise SettingsError("dead_letter_limit", str(settings.dead_letter_limit), cause, remedy)
+    if settings.state_retention_seconds < settings.dedup_window_seconds:
+        cause = (
+            f"is shorter than dedup_window_seconds ({settings.dedup_window_seconds:g}): Kafka would delete ids of the window"
+        )
+        raise SettingsError(
+            "state_retention_seconds", f"{settings.state_retention_seconds:g}", cause, "Raise it, or shorten the window."
+        )
     check_results(settings.results)
     if "://" in settings.history_path:
         protocol = settings.history_path.partition("://")[0]

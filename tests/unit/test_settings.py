@@ -69,6 +69,7 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None
         ("app", ""),
         ("app", "my app"),
         ("dedup_window_seconds", "a day"),
+        ("state_retention_seconds", "3600"),
         ("allow_plaintext", "perhaps"),
         ("log_level", "loud"),
     ],
