@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -138,6 +139,7 @@ class Dispatcher:
         if new := sorted(numbers - set(self._ledgers)):
             logger.info("taking over partitions of the state topic", partitions=new)
         if kept := sorted((self._topic, number) for number in numbers & set(self._ledgers)):
+            self._doubtful.update({number: sys.maxsize for _, number in kept})  # until we know more
             self._doubtful.update({number: end for (_, number), end in (await self._source.end_offsets(kept)).items()})
         starts: dict[Partition, int] = {}
         for number in numbers:
@@ -170,7 +172,7 @@ class Dispatcher:
         committed = await self._source.committed((self._topic, number)) if from_checkpoint else None
         ledger, checkpoint = await self._restorer.restore(number, position.offset, committed, now)
         if checkpoint is not None and committed is not None:
-            self._checkpointer.restored(ledger, checkpoint.size, committed)
+            self._checkpointer.restored(ledger, checkpoint, committed)
             self._committed[self._topic, number] = committed
         self._ledgers[number] = ledger
         logger.debug(
@@ -194,11 +196,11 @@ class Dispatcher:
     async def _take_all(self, records: Sequence[Record]) -> bool:
         """Take records in; answers whether there was anything among them that others wrote."""
         has_news = False
-        anew: set[int] = set()
+        read_for = dict(self._ledgers)
         for record in records:
             number = record.partition
             ledger = self._ledgers.get(number)
-            if ledger is None or number in anew:
+            if ledger is None or ledger is not read_for.get(number):
                 continue  # read before the partition was lost, or taken over anew: the ledger would have a gap
             has_news |= self._take(ledger, record)
             if ledger.is_usurped or ledger.is_misled:
@@ -209,7 +211,6 @@ class Dispatcher:
                 self._drop(number)
                 taken = await self._take_over(number, from_checkpoint=not ledger.is_misled)
                 self._source.seek((self._topic, number), taken.next_offset)
-                anew.add(number)
         return has_news
 
     def _take(self, ledger: Ledger, record: Record) -> bool:

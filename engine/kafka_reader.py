@@ -34,7 +34,8 @@ class KafkaReader:
         """
         place = TopicPartition(*partition)
         found: dict[int, Record] = {}
-        if not offsets:
+        wanted = frozenset(offsets)
+        if not wanted:
             return found
         try:
             consumer = await self._connected()
@@ -43,12 +44,12 @@ class KafkaReader:
                 beginning = (await consumer.beginning_offsets([place]))[place]
                 end = (await consumer.end_offsets([place]))[place]
             reads_from = -1
-            for offset in sorted(offsets):
+            for offset in sorted(wanted):
                 if offset < reads_from or not beginning <= offset < end:
                     continue
                 if offset != reads_from:
                     consumer.seek(place, offset)
-                reads_from = await self._read_one(place, offset, offsets, found)
+                reads_from = await self._read_one(place, offset, wanted, found)
         except OffsetOutOfRangeError:
             return found  # it was taken away while we asked: what is missing says so
         except UNREACHABLE as error:
