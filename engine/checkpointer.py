@@ -28,6 +28,7 @@ from engine.checkpoints import (
 from engine.events import Headers, Position
 from engine.ledger import Ledger
 from engine.publisher import Publisher
+from engine.runs import FlowRun
 from engine.seen import IdBlock
 from engine.settings import Settings
 from engine.states import utc
@@ -69,13 +70,16 @@ class Checkpointer:
         self._block_ids = min(BLOCK_IDS, self._part_bytes // 32)
         self._last: dict[int, _Last] = {}
         self._making: dict[int, asyncio.Task[None]] = {}
-        #: Partitions of which a block of ids is under way.
-        self._blocks: set[int] = set()
+        #: Ledgers, by partition, of which a block of ids is under way.
+        self._blocks: dict[int, Ledger] = {}
         self._failure: BaseException | None = None
 
-    def restored(self, ledger: Ledger, size: int, offset: int) -> None:
-        """The ledger goes on from a checkpoint of that size at ``offset``."""
-        self._last[ledger.partition] = _Last(ledger.next_offset, ledger.bytes_read, size, time.monotonic(), offset)
+    def restored(self, ledger: Ledger, checkpoint: Checkpoint, offset: int) -> None:
+        """The ledger goes on from a checkpoint, at ``offset``."""
+        # Its age counts, not ours: engines that come and go must not keep one until Kafka deletes it.
+        begun_at = time.monotonic() - max(0.0, time.time() - checkpoint.at.timestamp())
+        last = _Last(checkpoint.from_offset, ledger.bytes_read, checkpoint.size, begun_at, offset)
+        self._last[ledger.partition] = last
 
     def committable(self, partition: int) -> int | None:
         """The offset of the latest checkpoint that is on the log."""
@@ -109,7 +113,7 @@ class Checkpointer:
     def drop(self, partition: int) -> None:
         """Somebody else owns the partition."""
         self._last.pop(partition, None)
-        self._blocks.discard(partition)
+        self._blocks.pop(partition, None)
         if (making := self._making.pop(partition, None)) is not None:
             making.cancel()
 
@@ -148,28 +152,27 @@ class Checkpointer:
         # All at one moment: a run opened from now on is neither among the ids nor among the runs, and is read again,
         # be it behind ``from_offset`` or where a lane goes on.
         last = _Last(ledger.next_offset, ledger.bytes_read, 0, now)
-        waiting = [run.run_id for run in ledger]
+        waiting = list(ledger)
         body = _Body(self, ledger)
         ids = ledger.tail.first(len(ledger.tail))
         shelf = ledger.shelf
         await body.add(write_ids(Ids(ids, tuple(ledger.blocks), tuple(shelf.lanes.items()), shelf.told, shelf.cancelled)))
         held_at = time.monotonic()
         while waiting:
-            later: list[str] = []
-            for run_id in waiting:
-                run = ledger.runs.get(run_id)
-                if run is not None and run in self._publisher.untold:
-                    later.append(run_id)  # it is ahead of what it has told
+            later: list[FlowRun] = []
+            for run in waiting:
+                if run in self._publisher.untold:
+                    later.append(run)  # it is ahead of what it has told
                     continue
-                if run is None or run.state.is_end:
-                    continue  # its end is on its way to the log, before us
+                if run.state.is_end:
+                    continue  # its end is on the log, or on its way there, before us
                 await body.add(write_run(run))
                 if time.monotonic() - held_at > _SLICE_SECONDS:
                     await asyncio.sleep(0)
                     held_at = time.monotonic()
             waiting = later
             if waiting:
-                await self._publisher.untold.wait()
+                await self._publisher.untold.wait(waiting)
         last.size = body.size
         checkpoint = await body.end(last.from_offset)
         last.offset = await self._append(ledger.partition, write_checkpoint(self._settings.app, checkpoint))
@@ -180,13 +183,15 @@ class Checkpointer:
         partition = ledger.partition
         if len(ledger.tail) < self._block_ids or partition in self._blocks:
             return
-        self._blocks.add(partition)
+        self._blocks[partition] = ledger
         block = ledger.tail.first(self._block_ids)
         value, headers = write_block(self._settings.app, partition, ledger.epoch, utc(time.time()), block)
         self._publisher.append(value, headers, partition, lambda position: self._keep(ledger, position.offset, block))
 
     def _keep(self, ledger: Ledger, offset: int, block: IdBlock) -> None:
-        self._blocks.discard(ledger.partition)
+        # A ledger that was dropped must not free the way for the next one of its partition, which may have a block under way.
+        if self._blocks.get(ledger.partition) is ledger:
+            del self._blocks[ledger.partition]
         ledger.keep_block(offset, block, time.time())
 
     def _append(self, partition: int, record: tuple[bytes, Headers]) -> asyncio.Future[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from operator import attrgetter
 
 from engine.cancellations import Cancellation
 from engine.checkpoints import BlockPlace, Checkpoint, Ids
@@ -49,6 +50,8 @@ class Ledger:
         self._ahead: dict[int, str] = {}
         #: Epoch and offset of the checkpoint that it goes on from.
         self._restored: tuple[int, int] | None = None
+        #: Open runs that a checkpoint holds, and up to where the log says nothing of them that it does not.
+        self._held: tuple[frozenset[str], int] = (frozenset(), 0)
 
     @property
     def is_recovered(self) -> bool:
@@ -57,7 +60,8 @@ class Ledger:
 
     def restore(self, offset: int, checkpoint: Checkpoint, ids: Ids, runs: Iterable[FlowRun]) -> None:
         """Go on from the checkpoint at ``offset``: what it holds, without its blocks. Call before anything is read."""
-        self.runs = {run.run_id: run for run in runs}
+        # In the order of the topic again, which is that of runs with one key: a run that was untold stands behind later ones.
+        self.runs = {run.run_id: run for run in sorted(runs, key=attrgetter("offset"))}
         self.seen.add_block(ids.tail)
         self.tail.add_block(ids.tail)
         self.shelf.restore(ids.lanes, ids.told, ids.cancelled)
@@ -69,6 +73,13 @@ class Ledger:
         """What a block of the checkpoint holds."""
         self.seen.add_block(block)
         self.blocks.append(place)
+
+    def read_again(self) -> None:
+        """Ids of the checkpoint are missing: the log is read from its beginning for them. Its open runs stand as they are."""
+        self._held = (frozenset(self.runs), self.next_offset)
+        self.next_offset = 0
+        # Else the ends that earlier owners wrote would be void, and runs that have ended open.
+        self._epochs = Epochs()
 
     def keep_block(self, offset: int, block: IdBlock, now: float) -> None:
         """The oldest of the tail are on the log, at ``offset``; blocks that have left the window are no longer needed."""
@@ -97,6 +108,9 @@ class Ledger:
         Raises IllegalTransition where the log contradicts itself; the change is then left out.
         """
         if not self._advance(offset) or not self._epochs.admits(change):
+            return None
+        held, until = self._held
+        if offset < until and change.run_id in held:
             return None
         if change.seq == 0 and change.is_flow_run:
             if not self.is_recovered and self.shelf.covers(change.flow, change.key, offset):

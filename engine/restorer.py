@@ -12,6 +12,8 @@ from engine.runs import FlowRun
 
 #: Runs that are read before the event loop has another turn: some milliseconds.
 _RUNS_A_TURN = 200
+#: Blocks of ids that are read in one go, some MiB: memory holds them beside the ids themselves.
+_BLOCKS_AT_ONCE = 16
 
 
 class Restorer:
@@ -65,23 +67,37 @@ class Restorer:
                 await asyncio.sleep(0)
         ledger.restore(committed, checkpoint, ids, runs)
         places = [place for place in ids.blocks if not ledger.seen.is_over(place.last_second, now)]
-        await self._restore_blocks(reader, ledger, partition, places)
+        await self._restore_blocks(reader, ledger, partition, places, now)
         return ledger, checkpoint
 
-    async def _restore_blocks(self, reader: Reader, ledger: Ledger, partition: Partition, places: list[BlockPlace]) -> None:
-        for place in places:
-            records = await reader.read(partition, [place.offset])
-            try:
-                record = _one(records, place.offset, "a block of ids")
-                ledger.restore_block(place, read_block(record.value, record.headers))
-            except CheckpointUnreadable as error:
-                # The runs of the checkpoint count more than these ids. Reading from the beginning brings those back that the
-                # log still holds as SCHEDULED, and does no harm to the runs.
-                logger.error(
-                    "ids of the dedup window are read from the log again", partition=ledger.partition, error=str(error)
-                )
-                ledger.next_offset = 0
-            await asyncio.sleep(0)
+    async def _restore_blocks(
+        self, reader: Reader, ledger: Ledger, partition: Partition, places: list[BlockPlace], now: float
+    ) -> None:
+        problems: list[str] = []
+        for start in range(0, len(places), _BLOCKS_AT_ONCE):
+            some = places[start : start + _BLOCKS_AT_ONCE]
+            records = await reader.read(partition, [place.offset for place in some])
+            for place in some:
+                record = records.get(place.offset)
+                if record is None:
+                    # Kafka deletes from the front: the SCHEDULED of these ids lay before it, and are gone, too.
+                    if place.last_second > now - self._window_seconds:
+                        logger.error(
+                            "ids of the dedup window are lost: a repeat of their events makes new runs",
+                            partition=ledger.partition,
+                            offset=place.offset,
+                            remedy="set state_retention_seconds, and the topic's retention.ms, above dedup_window_seconds",
+                        )
+                    continue
+                try:
+                    ledger.restore_block(place, read_block(record.value, record.headers))
+                except CheckpointUnreadable as error:
+                    problems.append(f"offset {place.offset}: {error}")
+                await asyncio.sleep(0)
+        if problems:
+            # The runs of the checkpoint stand. What is read from the beginning brings back the ids that are still there.
+            logger.error("ids of the dedup window are read from the log again", partition=ledger.partition, errors=problems)
+            ledger.read_again()
 
 
 def _one(records: dict[int, Record], offset: int, what: str) -> Record:

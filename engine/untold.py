@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 
 from engine.runs import FlowRun
 
@@ -12,7 +13,8 @@ class Untold:
     """Runs whose flows are being gone through, between their beginning and its telling, and ends that wait for a letter."""
 
     def __init__(self) -> None:
-        self._runs: set[FlowRun] = set()
+        #: How many changes of each are yet to be queued: a run that fails as it begins has two.
+        self._runs: Counter[FlowRun] = Counter()
         self._told = asyncio.Event()
 
     def __contains__(self, run: FlowRun) -> bool:
@@ -20,14 +22,18 @@ class Untold:
 
     def add(self, run: FlowRun) -> None:
         """A run has gone on, and its change is yet to be queued."""
-        self._runs.add(run)
+        self._runs[run] += 1
 
     def tell(self, runs: Iterable[FlowRun]) -> None:
         """Their changes are queued, or nobody's business any more."""
-        self._runs.difference_update(runs)
+        for run in runs:
+            self._runs[run] -= 1
+            if self._runs[run] <= 0:
+                del self._runs[run]
         self._told.set()
         self._told = asyncio.Event()
 
-    async def wait(self) -> None:
-        """Until some have been told."""
-        await self._told.wait()
+    async def wait(self, runs: Collection[FlowRun]) -> None:
+        """Until one of these has been told, which it may have been before."""
+        while all(run in self._runs for run in runs):
+            await self._told.wait()
