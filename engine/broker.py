@@ -152,7 +152,7 @@ class Reader(Protocol):
     async def read(self, partition: Partition, offsets: Collection[int]) -> dict[int, Record]:
         """The records at these offsets; those that the log does not hold, or no longer, are left out.
 
-        Raises KafkaUnavailable.
+        Raises KafkaUnavailable, and TopicError where the topic does not exist.
         """
         ...
 

@@ -18,6 +18,8 @@ from engine.kafka_source import record_of, stop_consumer
 _POLL_SECONDS = 0.2
 #: Records taken at once: what lies side by side comes with one request.
 _MAX_RECORDS = 100
+#: Rather read on over a gap than ask anew, up to so many records.
+_GAP_RECORDS = 500
 
 
 class KafkaReader:
@@ -26,28 +28,35 @@ class KafkaReader:
     def __init__(self, connection: KafkaConnection) -> None:
         self._connection = connection
         self._consumer: Any = None
+        #: How many partitions topics have.
+        self._counts: dict[str, int] = {}
 
     async def read(self, partition: Partition, offsets: Collection[int]) -> dict[int, Record]:
         """The records at these offsets; those that the log does not hold, or no longer, are left out.
 
-        Raises KafkaUnavailable.
+        Raises KafkaUnavailable, and TopicError where the topic does not exist.
         """
         place = TopicPartition(*partition)
         found: dict[int, Record] = {}
         wanted = frozenset(offsets)
-        if not wanted:
+        if place.topic not in self._counts:
+            # Of a partition that there is not the consumer would ask for ever.
+            self._counts.update(await self._connection.check_topics([place.topic]))
+        if not wanted or place.partition >= self._counts[place.topic]:
             return found
         try:
             consumer = await self._connected()
-            consumer.assign([place])
             async with asyncio.timeout(REQUEST_SECONDS):
                 beginning = (await consumer.beginning_offsets([place]))[place]
                 end = (await consumer.end_offsets([place]))[place]
-            reads_from = -1
+            reads_from = -1 - _GAP_RECORDS
             for offset in sorted(wanted):
                 if offset < reads_from or not beginning <= offset < end:
                     continue
-                if offset != reads_from:
+                if reads_from < 0:
+                    # Right before the seek: what is assigned without a position becomes an error as soon as anybody waits.
+                    consumer.assign([place])
+                if not reads_from <= offset <= reads_from + _GAP_RECORDS:
                     consumer.seek(place, offset)
                 reads_from = await self._read_one(place, offset, wanted, found)
         except OffsetOutOfRangeError:

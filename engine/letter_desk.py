@@ -63,7 +63,7 @@ class LetterDesk:
         for entry in entries:
             record = entry.letter.record
             wanted.setdefault((record.topic, record.partition), set()).add(record.offset)
-        found = await fetch(self._broker, self._topic, wanted)
+        found = await fetch(self._broker, wanted)
         letters: list[Letter] = []
         for entry in entries:
             whole = found.get(entry.letter.record.position)

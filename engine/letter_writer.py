@@ -86,9 +86,9 @@ class LetterWriter:
             of_topic = topics.setdefault(position.topic, {})
             of_topic.setdefault((position.topic, position.partition), set()).add(position.offset)
         found: dict[Position, Record] = {}
-        for topic, offsets in topics.items():
+        for offsets in topics.values():
             with suppress(TopicError):  # the topic is gone and its events with it: their letters carry parameters
-                found.update(await fetch(self._broker, topic, offsets))
+                found.update(await fetch(self._broker, offsets))
         return found
 
     async def _write(self, batch: list[_Pending], events: Mapping[Position, Record]) -> None:

@@ -67,7 +67,7 @@ class MemoryBroker:
 
     def reader(self) -> MemoryReader:
         """A new reader of single records."""
-        return MemoryReader(self.log)
+        return MemoryReader(lambda topic: self.topic(topic).logs)
 
     async def ensure_topics(self, topics: Sequence[TopicSpec]) -> list[str]:
         """Make the topics that are missing; answers their names. Raises TopicError."""
@@ -93,8 +93,8 @@ class MemoryBroker:
         return self._topics[name]
 
     def log(self, partition: Partition) -> list[Record]:
-        """The records of a partition; each lies at its offset."""
-        return self._topics[partition[0]].logs[partition[1]]
+        """The records of a partition; each lies at its offset. Raises TopicError where the topic does not exist."""
+        return self.topic(partition[0]).logs[partition[1]]
 
     def group(self, name: str) -> _Group:
         """A group, made when it is first asked for."""

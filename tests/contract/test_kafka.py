@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 import pytest_asyncio
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from engine.apache import ApacheKafka
 from engine.broker import Outgoing, TopicSpec
@@ -55,6 +57,13 @@ class TestNotThere:
             with pytest.raises(KafkaUnavailable, match=nobody.kafka):
                 await KafkaBroker(nobody).source(["t"], group="g").start()
 
+    async def test_reader(self, nobody: Settings) -> None:
+        reader = KafkaBroker(nobody).reader()
+        async with asyncio.timeout(ONE_ATTEMPT_SECONDS):
+            with pytest.raises(KafkaUnavailable, match=nobody.kafka):
+                await reader.read(("t", 0), [0])
+        await reader.close()
+
     async def test_sink(self, nobody: Settings) -> None:
         async with asyncio.timeout(ONE_ATTEMPT_SECONDS):
             with pytest.raises(KafkaUnavailable, match=nobody.kafka):
@@ -88,6 +97,34 @@ async def test_wrong_security_settings_are_named(settings: Settings, names: str)
     """Before anything is tried, and without showing a password."""
     with pytest.raises(SettingsError, match=names):
         await KafkaBroker(settings).sink().start()
+
+
+class TestReader:
+    """Offsets that bring no record though they are between those that do."""
+
+    async def test_what_transactions_leave_and_what_was_deleted_is_left_out(
+        self, kafka: str, kafka_broker: KafkaBroker
+    ) -> None:
+        topic = f"test-{uuid.uuid4().hex}"
+        await kafka_broker.ensure_topics([TopicSpec(topic, 1)])
+        producer = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=topic)
+        async with producer:
+            for number in range(4):  # each with a marker behind it: 0 1, 2 3, 4 5, 6 7
+                await producer.begin_transaction()
+                await producer.send_and_wait(topic, b"%d" % (2 * number), partition=0)
+                await (producer.abort_transaction() if number == 2 else producer.commit_transaction())
+        reader, place = kafka_broker.reader(), (topic, 0)
+        assert sorted(await reader.read(place, range(9))) == [0, 2, 6]
+        for offset in (1, 4, 5, 7):  # alone, with nothing behind the last
+            assert await reader.read(place, [offset]) == {}
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+        await admin.start()
+        await admin.delete_records({TopicPartition(*place): RecordsToDelete(before_offset=2)})
+        await admin.close()
+        found = await reader.read(place, [0, 1, 2, 6])
+        assert {offset: record.value for offset, record in found.items()} == {2: b"2", 6: b"6"}
+        await reader.close()
+        await kafka_broker.close()
 
 
 class TestGoingAway:

@@ -289,3 +289,52 @@ class TestReading:
         polling = asyncio.create_task(source.poll(timeout_seconds=2, max_records=1))
         await source.close()
         assert await polling == []
+
+
+class TestReader:
+    """Single records by their offsets."""
+
+    async def test_each_is_the_record_at_its_offset_however_far_apart_they_lie(self, log: Log) -> None:
+        topic = await log.topic(2)
+        sink = await log.sink()
+        await sink.write(numbered(topic, 3000, partition=1))
+        headers = (("a", b"1"), ("b", b""))
+        [last] = await sink.write([Outgoing(topic, b"key", None, headers, 1)])
+        reader = log.reader()
+        wanted = [2999, 0, 1, 2, 400, 2, 2500]  # in any order, side by side, over small gaps and wide ones
+        found = await reader.read((topic, 1), wanted)
+        assert {offset: record.value for offset, record in found.items()} == {n: b"%d" % n for n in wanted}
+        assert all(record.position == Position(topic, 1, offset) for offset, record in found.items())
+        found = await reader.read((topic, 1), {last.offset, 7})  # and the same reader again, backwards
+        assert (found[7].value, found[last.offset].key, found[last.offset].value) == (b"7", b"key", None)
+        assert found[last.offset].headers == headers
+
+    async def test_what_the_log_does_not_hold_is_left_out(self, log: Log) -> None:
+        topic = await log.topic(2)
+        await log.write(*numbered(topic, 3, partition=0))
+        reader = log.reader()
+        assert sorted(await reader.read((topic, 0), [-1, 2, 3, 10**9])) == [2]
+        assert await reader.read((topic, 0), [3, 4]) == {}
+        assert await reader.read((topic, 1), [0, 5]) == {}, "an empty partition"
+        assert await reader.read((topic, 2), [0]) == {}, "no partition"
+        assert await reader.read((topic, 0), []) == {}
+        await log.write(*numbered(topic, 1, partition=1))
+        assert sorted(await reader.read((topic, 1), [0, 1])) == [0], "what has come since"
+
+    async def test_records_of_megabytes_among_small_ones(self, log: Log) -> None:
+        topic = await log.topic(1, max_message_bytes="6000000")
+        sink = await log.sink()
+        big = {offset: bytes([offset]) * 2_500_000 for offset in (1, 3)}
+        for offset in range(5):
+            await sink.write([Outgoing(topic, None, big.get(offset, b"small"))])
+        found = await log.reader().read((topic, 0), range(5))
+        assert {offset: record.value for offset, record in found.items()} == {n: big.get(n, b"small") for n in range(5)}
+
+    async def test_a_missing_topic(self, log: Log) -> None:
+        with pytest.raises(TopicError, match="no-such-topic"):
+            await log.reader().read(("no-such-topic", 0), [0])
+
+    async def test_it_may_be_closed_before_it_was_used_and_twice(self, log: Log) -> None:
+        reader = log.broker.reader()
+        await reader.close()
+        await reader.close()

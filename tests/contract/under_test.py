@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
-from engine.broker import Broker, Outgoing, Partition, Record, Sink, Source, TopicSpec
+from engine.broker import Broker, Outgoing, Partition, Reader, Record, Sink, Source, TopicSpec
 
 
 class Log:
@@ -13,7 +13,7 @@ class Log:
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
-        self._open: list[Source | Sink] = []
+        self._open: list[Source | Sink | Reader] = []
 
     async def topic(self, partitions: int = 1, **config: str) -> str:
         """A new topic; settings with underscores for dots."""
@@ -39,6 +39,12 @@ class Log:
         self._open.append(sink)
         await sink.start()
         return sink
+
+    def reader(self) -> Reader:
+        """A reader of single records."""
+        reader = self.broker.reader()
+        self._open.append(reader)
+        return reader
 
     async def write(self, *records: Outgoing) -> None:
         """Write with a sink of its own."""
