@@ -20,6 +20,7 @@ from tests.benchmarks.history import history
 from tests.benchmarks.latency import latency
 from tests.benchmarks.pressure import pressure
 from tests.benchmarks.profiling import profile
+from tests.benchmarks.restart import restart
 from tests.benchmarks.throughput import one, packed, three, wide
 
 #: Each takes the arguments of the command line.
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None]]] =
     "flat": lambda a: flat(a.runs or 50_000, packed=a.packed, dedup_window_seconds=a.dedup_window_seconds),
     "pressure": lambda a: pressure(a.events or 200_000),
     "history": lambda a: history(a.runs or 1_000_000),
+    "restart": lambda a: restart(a.runs or 1_000_000, a.open_runs, a.rounds),
     "profile": lambda a: profile(a.runs or 5_000, packed=a.packed, sampled=a.sampled),
 }
 
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=["all", *COMMANDS], default="all")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count; one more warms up")
     parser.add_argument("--runs", type=int, help="runs a round; for flat and profile: in all")
+    parser.add_argument("--open-runs", type=int, default=10_000, help="for restart, where --runs are those of the past")
     parser.add_argument("--maps", type=int, default=4, help="maps a round, for wide")
     parser.add_argument("--events", type=int, help="events a round at most, for latency; events in all, for pressure")
     parser.add_argument("--packed", action="store_true", help="packed runs, for latency, flat and profile")
