@@ -90,7 +90,10 @@ class Restorer:
                         )
                     continue
                 try:
-                    ledger.restore_block(place, read_block(record.value, record.headers))
+                    block = read_block(record.value, record.headers)
+                    if place is places[0]:
+                        ledger.seen.expect([place.last_second for place in places], len(block.ids) // 16)
+                    ledger.restore_block(place, block)
                 except CheckpointUnreadable as error:
                     problems.append(f"offset {place.offset}: {error}")
                 await asyncio.sleep(0)

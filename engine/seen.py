@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from struct import Struct
 
 import msgspec
@@ -77,6 +78,11 @@ class Seen:
         low, high = _ID.unpack(id_)
         generation.add(low, high or _FULL)
 
+    def expect(self, seconds: Iterable[int], count: int) -> None:
+        """So many ids of about each of these seconds are to be added: tables that have room need not grow on the way."""
+        for number, blocks in Counter(second // self._step for second in seconds).items():
+            (self._generations.get(number) or self._begin(number)).expect(blocks * count)
+
     def add_block(self, block: IdBlock) -> None:
         """Remember what a block holds."""
         ids = memoryview(block.ids)
@@ -116,6 +122,13 @@ class _Generation:
         self.counts = [0] * (1 << _TABLES_BITS)
         self.count = 0
 
+    def expect(self, count: int) -> None:
+        """Make the tables as large as so many ids, spread evenly, need."""
+        places = _LEAST_PLACES
+        while count * 5 > places * 3 * len(self.tables):  # see ``add``
+            places *= 2
+        self.tables = [table if len(table) >= 2 * places else _grown(table, places) for table in self.tables]
+
     def add(self, low: int, high: int) -> None:
         number = low >> _TABLES_SHIFT
         table = self.tables[number]
@@ -137,9 +150,9 @@ class _Generation:
 _NONE: array[int] = array("Q", (0, 0))
 
 
-def _grown(table: array[int]) -> array[int]:
-    """A table of twice the places, with what is in ``table``."""
-    bigger: array[int] = array("Q", bytes(max(16 * _LEAST_PLACES, 16 * len(table))))
+def _grown(table: array[int], places: int = _LEAST_PLACES) -> array[int]:
+    """A table of twice the places, and of so many at least, with what is in ``table``."""
+    bigger: array[int] = array("Q", bytes(max(16 * places, 16 * len(table))))
     mask = len(bigger) - 2
     for old in range(0, len(table), 2):
         if high := table[old + 1]:

@@ -29,6 +29,8 @@ from tests.benchmarks.stack import HERE, ROOT
 
 _RECOVERED = b"going on with open runs"
 _RUNNING = b"engine.flow_run.running"
+#: The open runs sleep: none of them ends.
+_WRONG = (b"engine.flow_run.failed", b"engine.flow_run.completed", b"engine.task_run.cancelled")
 #: Without any answer for so long the engine has failed.
 _PATIENCE_SECONDS = 600.0
 
@@ -108,6 +110,8 @@ class _Case:
                     if kind == _RUNNING and (run_id := (record.key or b"").decode()) in waiting:
                         waiting.remove(run_id)
                         begun.append(record.timestamp_ms / 1e3 - began)
+                    elif kind in _WRONG:
+                        raise SystemExit(f"a run has not gone on: {(record.value or b'').decode()}")
                     elif kind == CHECKPOINT.encode():
                         checkpointed.add((record.topic, record.partition))
                 if not waiting and not cpu:

@@ -263,8 +263,10 @@ class World:
 
 
 def feed(ledger: Ledger, records: list[Record]) -> Ledger:
-    """Read as the dispatcher does."""
+    """Read as the dispatcher does, which begins anew where a checkpoint turns out to be void."""
     for record in records:
+        if ledger.is_misled:
+            break
         if is_ownership(type_of(record.headers)):
             ledger.begin_epoch(record.offset)
             continue

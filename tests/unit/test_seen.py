@@ -82,14 +82,20 @@ def test_the_tail_gives_its_oldest_as_a_block_and_keeps_the_others(added: list[t
     assert unfolded(again.first(len(again))) == added
 
 
-@given(st.lists(st.tuples(ids, st.integers(0, 80)), unique_by=lambda pair: pair[0]))
-def test_a_block_brings_back_what_was_seen_and_when(added: list[tuple[bytes, int]]) -> None:
+@given(st.lists(st.tuples(ids, st.integers(0, 80)), unique_by=lambda pair: pair[0]), st.integers(0, 400))
+def test_a_block_brings_back_what_was_seen_and_when(added: list[tuple[bytes, int]], expected: int) -> None:
+    """However many were expected, and though some were there before."""
     tail, once = Tail(), Seen(WINDOW_SECONDS)
     for id_, second in added:
         tail.add(id_, second)
         once.add(id_, second)
     again = Seen(WINDOW_SECONDS)
+    first = tail.first(len(tail) // 2)
+    again.add_block(first)
+    again.expect([0, 40, 80], expected)
+    tail.drop_first(first)
     again.add_block(tail.first(len(tail)))
+    assert len(again) == len(added)
     for now in (0.0, 100.0, 130.0, 170.0):
         once.forget(now)
         again.forget(now)

@@ -1,4 +1,4 @@
-"""Checkpoints on real Kafka: of many parts and blocks of ids; lost ones, and one whose writer had lost the partition."""
+"""Checkpoints of an engine on either log: of many parts and blocks; lost ones, and one whose writer had lost the partition."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from structlog.testing import capture_logs
 
-from engine.broker import Outgoing, Record, TopicSpec
+from engine import checkpointer
+from engine.broker import Broker, Outgoing, Record, TopicSpec
 from engine.checkpoints import Checkpoint, Ids, read_checkpoint, write_checkpoint, write_ids
 from engine.inline import InlineExecutor
 from engine.kafka import KafkaBroker
 from engine.ledger import Ledger
+from engine.memory import MemoryBroker
 from engine.runs import FlowRun
 from engine.seen import Tail
 from engine.settings import Settings
@@ -29,17 +31,21 @@ from tests.waiting import eventually
 S = State
 #: Runs that have ended, and runs that wait for an event.
 PAST, WAITING = 150, 25
-#: Parts of 2 KiB, blocks of 64 ids.
-OPTIONS: dict[str, Any] = {"state_partitions": 1, "event_partitions": 1, "max_record_bytes": 4_096}
+OPTIONS: dict[str, Any] = {"state_partitions": 1, "event_partitions": 1}
 
 
 class Engines:
     def __init__(self, kafka: str, stack: AsyncExitStack) -> None:
+        """``kafka`` is its address, empty for the log in memory."""
         self.kafka, self._stack = kafka, stack
+        self._memory = MemoryBroker()
+
+    def broker(self, settings: Settings) -> Broker:
+        return KafkaBroker(settings) if self.kafka else self._memory
 
     def make(self, settings: Settings) -> AppUnderTest:
         flows = [flows_letters.errand, flows_durable.wait_only]
-        app = AppUnderTest(settings, flows, KafkaBroker(settings), InlineExecutor(), KafkaBroker(settings))
+        app = AppUnderTest(settings, flows, self.broker(settings), InlineExecutor(), self.broker(settings))
         self._stack.push_async_callback(app.close)
         return app
 
@@ -68,10 +74,18 @@ def waits(app: AppUnderTest) -> int:
     return sum(change.task == "engine.wait_for_event" and change.state is S.RUNNING for change in app.changes)
 
 
+@pytest.fixture(params=["memory", "kafka"])
+def kafka_address(request: pytest.FixtureRequest) -> str:
+    return request.getfixturevalue("kafka") if request.param == "kafka" else ""
+
+
 @pytest.fixture
-async def engines(kafka: str) -> AsyncIterator[Engines]:
+async def engines(kafka_address: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Engines]:
+    # So that little makes many.
+    monkeypatch.setattr(checkpointer, "PART_BYTES", 2_048)
+    monkeypatch.setattr(checkpointer, "BLOCK_IDS", 64)
     async with AsyncExitStack() as stack:
-        yield Engines(kafka, stack)
+        yield Engines(kafka_address, stack)
 
 
 def whole(records: list[Record], epoch: int) -> Ledger:
@@ -131,33 +145,46 @@ async def test_of_many_parts_and_blocks_it_says_what_the_whole_log_says(engines:
     await assert_nothing_is_lost_or_doubled(following)
 
 
-@pytest.mark.parametrize("committed", ["elsewhere", "nowhere", "deleted"])
-async def test_a_lost_checkpoint_makes_the_next_owner_read_what_there_is(engines: Engines, committed: str) -> None:
-    """The committed offset is another record's, or none's, or its record is gone from the log's end."""
-    app = await engines.lived()
-    records = await app.records(app.settings.states_topic)
-    (offset, checkpoint), end = closings(records)[-1], records[-1].offset + 1
-    wrong = {"elsewhere": checkpoint.epoch, "nowhere": end + 1_000, "deleted": offset}[committed]
+async def commit(app: AppUnderTest, offset: int) -> None:
+    """As the group of an app that has stopped."""
     group = app.log.source([app.settings.states_topic], group=app.settings.dispatch_group)
     await group.start()
     await eventually(lambda: group.assignment)
-    assert await group.commit({(app.settings.states_topic, 0): wrong})
+    assert await group.commit({(app.settings.states_topic, 0): offset})
     await group.close()
-    if committed == "deleted":  # with all before it: Kafka deletes from the front
-        admin = AIOKafkaAdminClient(bootstrap_servers=engines.kafka)
-        await admin.start()
-        place = TopicPartition(app.settings.states_topic, 0)
-        await admin.delete_records({place: RecordsToDelete(before_offset=offset + 1)})
-        await admin.close()
+
+
+@pytest.mark.parametrize("committed", ["elsewhere", "nowhere"])
+async def test_a_committed_offset_without_a_checkpoint_makes_the_next_owner_read_everything(
+    engines: Engines, committed: str
+) -> None:
+    """It is that of another record, or of none."""
+    app = await engines.lived()
+    records = await app.records(app.settings.states_topic)
+    _, checkpoint = closings(records)[-1]
+    wrong = checkpoint.epoch if committed == "elsewhere" else records[-1].offset + 1_000
+    await commit(app, wrong)
     with capture_logs() as said:
         following, ledger = await engines.next(app)
     assert [entry["checkpoint"] for entry in said if "read from its beginning" in entry["event"]] == [wrong]
-    if committed == "deleted":
-        assert not ledger.runs, "nothing is left of them, and that was said"
-        assert (await following.do("errands", {"name": "new"}, "errand", id="new")).result == "NEW"
-        return
     assert len(ledger.runs) == WAITING
     await assert_nothing_is_lost_or_doubled(following)
+
+
+@pytest.mark.parametrize("kafka_address", ["kafka"], indirect=True)
+async def test_a_checkpoint_that_kafka_has_deleted_is_said_to_be_lost_and_the_engine_goes_on(engines: Engines) -> None:
+    """Kafka deletes from the front: what lay before it is gone, too, and the open runs with it."""
+    app = await engines.lived()
+    offset, _ = closings(await app.records(app.settings.states_topic))[-1]
+    admin = AIOKafkaAdminClient(bootstrap_servers=engines.kafka)
+    await admin.start()
+    await admin.delete_records({TopicPartition(app.settings.states_topic, 0): RecordsToDelete(before_offset=offset + 1)})
+    await admin.close()
+    with capture_logs() as said:
+        following, ledger = await engines.next(app)
+    assert [entry["checkpoint"] for entry in said if "read from its beginning" in entry["event"]] == [offset]
+    assert not ledger.runs
+    assert (await following.do("errands", {"name": "new"}, "errand", id="new")).result == "NEW"
 
 
 async def test_a_void_checkpoint_is_not_gone_on_from(engines: Engines) -> None:
@@ -170,11 +197,7 @@ async def test_a_void_checkpoint_is_not_gone_on_from(engines: Engines) -> None:
     value, headers = write_checkpoint(app.settings.app, lie)
     [position] = await second.write(Outgoing(app.settings.states_topic, None, value, headers, 0))
     await second.stop()
-    group = app.log.source([app.settings.states_topic], group=app.settings.dispatch_group)
-    await group.start()
-    await eventually(lambda: group.assignment)
-    assert await group.commit({(app.settings.states_topic, 0): position.offset})
-    await group.close()
+    await commit(app, position.offset)
     with capture_logs() as said:
         third, ledger = await engines.next(app)
         await eventually(lambda: len(third.app._dispatcher._ledgers[0].runs) == WAITING)
