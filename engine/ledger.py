@@ -147,7 +147,6 @@ class Ledger:
         """
         if not self.is_recovered or offset < self.next_offset:
             return None
-        self._is_in_order = False
         self._ahead[offset] = scheduled.flow
         return self._open(offset, scheduled)
 
