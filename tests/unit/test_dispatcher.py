@@ -15,7 +15,7 @@ from engine.dispatcher import Dispatcher
 from engine.ledger import Ledger
 from engine.memory import MemoryBroker
 from engine.publisher import Publisher
-from engine.runs import run_id_of
+from engine.runs import FlowRun, run_id_of
 from engine.settings import Settings
 from engine.states import Envelope, Ownership, State, StateChange, utc, write_ownership
 from engine.telemetry import Tracer
@@ -36,6 +36,9 @@ class Driver:
 
     def drop(self, partition: int) -> None:
         self.waitlist.drop(partition)
+
+    def cancel(self, ledger: Ledger, run: FlowRun) -> None:
+        pass
 
 
 class Rebalanced(Dispatcher):
