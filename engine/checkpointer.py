@@ -156,7 +156,8 @@ class Checkpointer:
         body = _Body(self, ledger)
         ids = ledger.tail.first(len(ledger.tail))
         shelf = ledger.shelf
-        await body.add(write_ids(Ids(ids, tuple(ledger.blocks), tuple(shelf.lanes.items()), shelf.told, shelf.cancelled)))
+        lanes, passed = tuple(shelf.lanes.items()), tuple(shelf.passed)
+        await body.add(write_ids(Ids(ids, tuple(ledger.blocks), lanes, shelf.told, shelf.cancelled, passed)))
         held_at = time.monotonic()
         while waiting:
             later: list[FlowRun] = []

@@ -81,6 +81,7 @@ class Ids(msgspec.Struct, frozen=True, omit_defaults=True):
     shelf: tuple[tuple[Lane, int], ...] = ()
     told: dict[str, list[StateChange]] = {}
     cancelled: dict[str, str] = {}
+    passed: tuple[int, ...] = ()
 
     @property
     def lanes(self) -> dict[Lane, int]:

@@ -64,7 +64,7 @@ class Ledger:
         self.runs = {run.run_id: run for run in sorted(runs, key=attrgetter("offset"))}
         self.seen.add_block(ids.tail)
         self.tail.add_block(ids.tail)
-        self.shelf.restore(ids.lanes, ids.told, ids.cancelled)
+        self.shelf.restore(ids.lanes, ids.told, ids.cancelled, ids.passed)
         self.next_offset = checkpoint.from_offset
         self._epochs.begin(checkpoint.epoch)
         self._restored = (checkpoint.epoch, offset)

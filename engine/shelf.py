@@ -7,7 +7,7 @@ that offset on belongs to it, so the order within a key stays what it is on the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from engine.states import StateChange
 
@@ -31,11 +31,18 @@ class Shelf:
         #: Runs that are to end as soon as they are opened, and why.
         self.cancelled: dict[str, str] = {}
 
-    def restore(self, lanes: Mapping[Lane, int], told: Mapping[str, list[StateChange]], cancelled: Mapping[str, str]) -> None:
+    def restore(
+        self,
+        lanes: Mapping[Lane, int],
+        told: Mapping[str, list[StateChange]],
+        cancelled: Mapping[str, str],
+        passed: Iterable[int] = (),
+    ) -> None:
         """What a checkpoint holds."""
         self.lanes = dict(lanes)
         self.told = {run_id: list(changes) for run_id, changes in told.items()}
         self.cancelled = dict(cancelled)
+        self.passed = set(passed)
 
     def covers(self, flow: str, key: str | None, offset: int) -> bool:
         """Whether a run whose SCHEDULED lies at ``offset`` has to wait on the log, among those that do."""

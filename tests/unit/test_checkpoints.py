@@ -519,6 +519,27 @@ async def test_runs_with_one_key_stand_in_the_order_of_the_topic_though_the_firs
     assert [run.run_id for run in ledger] == [first.run_id, second.run_id]
 
 
+async def test_what_was_taken_in_before_its_flow_was_left_on_the_log_is_not_opened_there_by_the_next_owner() -> None:
+    """Without a dedup window nothing else keeps a run that has ended from running again."""
+    world = World()
+    world.restorer = Restorer(world.broker, TOPIC, 0.0)
+    await world.broker.ensure_topics([TopicSpec(TOPIC, 1)])
+    owner = await world.own()
+    owner.read_some(1)
+    await world.schedule(1, owner)
+    [run] = owner.ledger
+    owner.ledger.shelf.put((run.flow, None), run.offset)
+    owner.read_some(1)
+    with publishing(world):
+        owner.tell(run, run.advance(S.RUNNING, 3_000.0, 0), run.advance(S.COMPLETED, 3_000.0, 0))
+        await world.publisher.drain()
+        owner.checkpoint()
+        await eventually(lambda: owner.checkpointer.committable(0) is not None)
+    ledger, _ = await world.restorer.restore(0, 10**6, owner.checkpointer.committable(0), 5_000.0)
+    assert not ledger.runs
+    assert ledger.open_late(run.offset, scheduled(1)) is None
+
+
 async def test_a_checkpoint_is_as_old_as_it_is_whoever_goes_on_from_it() -> None:
     """Engines that come and go must not keep one until Kafka deletes it."""
     world = World()
