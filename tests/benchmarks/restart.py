@@ -23,7 +23,7 @@ from engine.seen import Seen
 from engine.settings import Settings
 from engine.stack_options import StackOptions
 from engine.states import CHECKPOINT, type_of
-from tests.benchmarks.histories import History
+from tests.benchmarks.histories import DAY_SECONDS, History
 from tests.benchmarks.meters import load
 from tests.benchmarks.stack import HERE, ROOT
 
@@ -197,17 +197,22 @@ async def restart(past: int, open_runs: int, rounds: int) -> None:
 
 
 def _remembering(count: int) -> None:
-    """Bytes an id, and seconds to load."""
+    """Bytes an id as they come over a day, in the end and where they are most, and seconds to add."""
     now = time.time()
     ids = [os.urandom(16) for _ in range(count)]
-    for name, many in (("all", count), ("as its tables have just grown", int(count * 0.68))):
-        seen = Seen(86_400.0)
-        began = time.perf_counter()
-        for number, id_ in enumerate(ids[:many]):
-            seen.add(id_, int(now + 86_400.0 * number / count))
-        took = time.perf_counter() - began
-        size = sum(sys.getsizeof(table) for one in seen._generations.values() for table in one.tables)
-        print(f"{many:,} ids of a day ({name}): {size / many:.1f} bytes an id, added in {took / many * 1e6:.2f} µs each")
+    seen = Seen(DAY_SECONDS)
+    took = most = size = 0.0
+    step = max(1, count // 100)
+    for start in range(0, count, step):
+        began = time.process_time()
+        for number in range(start, min(start + step, count)):
+            seen.add(ids[number], int(now + DAY_SECONDS * number / count))
+        took += time.process_time() - began
+        size = sum(sys.getsizeof(table) for one in seen._generations.values() for table in one.tables) / len(seen)
+        most = max(most, size if start >= count // 10 else 0.0)
+    print(
+        f"{count:,} ids of a day: {size:.1f} bytes an id, {most:.1f} at most, added in {took / count * 1e6:.2f} µs of CPU each"
+    )
 
 
 def _print(past: int, name: str, backs: list[_Back]) -> None:
