@@ -210,9 +210,8 @@ def _remembering(count: int) -> None:
         took += time.process_time() - began
         size = sum(sys.getsizeof(table) for one in seen._generations.values() for table in one.tables) / len(seen)
         most = max(most, size if start >= count // 10 else 0.0)
-    print(
-        f"{count:,} ids of a day: {size:.1f} bytes an id, {most:.1f} at most, added in {took / count * 1e6:.2f} µs of CPU each"
-    )
+    each = took / count * 1e6
+    print(f"{count:,} ids of a day: {size:.1f} bytes an id, {most:.1f} at most, added in {each:.2f} µs of CPU each")
 
 
 def _print(past: int, name: str, backs: list[_Back]) -> None:
