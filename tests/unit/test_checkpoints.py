@@ -441,6 +441,11 @@ class TestBlocks:
         assert len(whole.runs) == 1
         return ledger, whole
 
+    async def test_their_ids_are_known_again(self) -> None:
+        ledger, whole = await self.restored(lambda log, offset: None)
+        assert ledger.blocks
+        assert knowledge(ledger) == knowledge(whole)
+
     async def test_ids_that_cannot_be_read_are_read_from_the_log_again_and_what_has_ended_stays_so(self) -> None:
         """The ends that earlier owners wrote count then, though they are older than the checkpoint."""
 
