@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.checkpoints import Checkpoint, Ids
 from engine.errors import IllegalTransition
 from engine.ledger import Ledger
+from engine.runs import FlowRun
+from engine.seen import Tail
 from engine.states import TRANSITIONS, Failure, State, StateChange, utc
 
 WINDOW_SECONDS = 100.0
@@ -284,3 +287,18 @@ def test_without_a_window_only_a_run_that_is_open_keeps_its_repeat_away() -> Non
     assert ledger.read(2, scheduled(at=1.0)) is None
     ledger.close(RUN_IDS[0])
     assert ledger.read(3, scheduled(at=1.0)) is not None
+
+
+def test_a_log_that_is_read_again_for_lost_ids_says_nothing_of_the_runs_that_the_checkpoint_holds() -> None:
+    """The ownership record that made a change void may be gone from the log's beginning, and the change still be there."""
+    run = FlowRun(scheduled(), 1)
+    run.advance(State.RUNNING, 2.0, 5)
+    ledger = Ledger(0, epoch=20, dedup_window_seconds=WINDOW_SECONDS)
+    ledger.restore(12, Checkpoint(0, 5, utc(3.0), 10, 0), Ids(Tail().first(0)), [run])
+    ledger.read_again()
+    assert ledger.next_offset == 0
+    ledger.read(6, change(RUN_IDS[0], State.FAILED, 2))  # of epoch 0
+    ledger.read(7, scheduled(RUN_IDS[1]))
+    ledger.read(8, change(RUN_IDS[1], State.RUNNING, 1))
+    ledger.read(11, change(RUN_IDS[0], State.RETRYING, 2, epoch=5))
+    assert {run.run_id: run.state for run in ledger} == {RUN_IDS[0]: State.RETRYING, RUN_IDS[1]: State.RUNNING}
