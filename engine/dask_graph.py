@@ -139,13 +139,24 @@ class DaskGraph:
         return prefix is not None and 0 <= prefix.duration_average < _QUICK_SECONDS
 
     def run_again(self, task: TaskState, call: Call, encoded: bytes) -> None:
-        """The next attempt of a call that was put back; anything else is left as it is."""
+        """The next attempt of a call that was put back, or a result that was lost; anything else is left as it is."""
+        if task.state == "released":
+            self.revive(task)
+            return
         gate = self._scheduler.tasks.get(_GATE)
         if gate is None or gate not in task.dependencies or decode_call(task.run_spec.args[0]).attempt >= call.attempt:
             return
         task.run_spec = _task_of(task.key, call, encoded)
         _unlink(task, gate)
         self._scheduler.transitions({task.key: "released"}, f"engine-again-{time.time()}")
+
+    def revive(self, task: TaskState) -> None:
+        """A result that was lost when nobody needed it is needed: make it again."""
+        self._scheduler.transitions({task.key: "waiting"}, f"engine-revive-{time.time()}")
+
+    def replace(self, task: TaskState, call: Call) -> None:
+        """Let the task stand for this call when it is given to a worker next; it needs the same as before."""
+        task.run_spec = _task_of(task.key, call, encode_call(call))
 
     def put_back(self, key: str) -> None:
         """An attempt has failed and another will follow: what is told now keeps Dask from running it at once.

@@ -89,7 +89,10 @@ class Submission(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What became of an attempt: RUNNING, COMPLETED, FAILED (user code) or CRASHED (the infrastructure)."""
+    """What became of an attempt: RUNNING, COMPLETED, FAILED (user code) or CRASHED (the infrastructure).
+
+    RETRYING: its worker died, and the cluster runs the next attempt by itself.
+    """
 
     run_id: str
     index: str
@@ -125,6 +128,11 @@ class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def is_urgent(self) -> bool:
         """Whether somebody may wait for it: it must be heard before the cluster itself hears of the end."""
         return self.error is not None or self.continuation is not None or self.has_value
+
+    @property
+    def is_retried(self) -> bool:
+        """Whether the attempt is over and another one follows."""
+        return self.state is State.RETRYING or self.retry_in_seconds is not None
 
     @property
     def has_value(self) -> bool:

@@ -252,15 +252,18 @@ class Progress:
             self._tries.see(index, report.attempt)
             self._tries.wait(index)
             step.retries.append((index, report.retry_in_seconds))
-            if self.run.has_told_retry(node.task_run_id, report.attempt):
-                return
+        elif report.state is State.RETRYING:
+            self._tries.see(index, report.attempt + 1)
+        if report.is_retried and self.run.has_told_retry(node.task_run_id, report.attempt):
+            return
         if report.started_at and node.call.task and self.run.state_of(node.task_run_id) in (State.SCHEDULED, State.RETRYING):
             step.changes.append(self._tell(node, State.RUNNING, report.started_at, report.attempt, worker=report.worker))
         if report.state is State.COMPLETED:
             self._complete(step, index, node, report)
-        elif report.state is State.FAILED and report.retry_in_seconds is not None:
-            at, wait_seconds = utc(report.at), report.retry_in_seconds
-            details = {"error": report.error, "next_attempt_at": later(at, wait_seconds), "reason": report.remark}
+        elif report.is_retried:
+            wait_seconds = report.retry_in_seconds
+            next_at = None if wait_seconds is None else later(utc(report.at), wait_seconds)
+            details = {"error": report.error, "next_attempt_at": next_at, "reason": report.remark}
             step.changes.append(self._tell(node, State.RETRYING, report.at, report.attempt, handled=report.handled, **details))
         elif report.state in BAD:
             self._end_badly(step, index, node, report)

@@ -17,6 +17,7 @@ import msgspec
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from engine.dask_deaths import Deaths, crashed, read_death
 from engine.dask_graph import DaskGraph, Pending
 from engine.dask_names import Names
 from engine.dask_parcels import HeldParcels
@@ -72,6 +73,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         #: Results of ended runs that stay for a while: their keys, and the timers that end it.
         self._kept: dict[str, tuple[str, object]] = {}
         self._graph: DaskGraph
+        self._deaths: Deaths
         self._names: Names
         self._waits: Waits
         self._parcels: HeldParcels
@@ -84,6 +86,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
             self.add_worker(scheduler, worker)
         self._graph, self._names = DaskGraph(scheduler), Names(scheduler)
         self._waits = Waits(scheduler, self._report_of)
+        self._deaths = Deaths(scheduler, self._graph)
         self._parcels = HeldParcels(scheduler, self._graph, self._names, self._tell_owner)
         scheduler.handlers["engine_token"] = self.tell_token
         scheduler.handlers[KEYS] = self.tell_keys
@@ -119,7 +122,9 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         held = self._runs.get(run_id)
         if held is None or client not in self.scheduler.clients or app not in (None, held.slot[0]):
             return {}
-        keys = [key for key in held.keys.values() if key in self.scheduler.tasks]
+        tasks = self.scheduler.tasks
+        # A result that was lost, and that no task needs, would have to be made again for whoever looks.
+        keys = [key for key in held.keys.values() if key in tasks and tasks[key].state != "released"]
         self.scheduler.client_desires_keys(keys, client)
         return {"keys": sorted(keys), "shared": held.shared if held.shared in keys else None}
 
@@ -204,14 +209,18 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         known = held.reports.get(call.index)
         if known is not None and known.state is State.FAILED and known.attempt == call.attempt:
             return
-        text = details.get("exception_text") or task.exception_text
-        if text:
-            failure = Failure(text.partition("(")[0], text, details.get("traceback_text") or "")
-        else:  # what distributed gives up on after allowed-failures deaths has no text
-            failure = Failure("KilledWorker", f"{task.suspicious} workers died while they ran it; see their logs")
-        at = time.time()
-        worker = str(details.get("worker") or "")
-        self._take([Report(run_id, call.index, State.CRASHED, call.attempt, 0.0, at, worker, failure)])
+        self._take([crashed(call, task, details)])
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Called by the scheduler for what it logs: a worker's end comes by before its tasks are given to others."""
+        death = read_death(topic, msg)
+        if death is not None and death.worker not in self.scheduler.workers:
+            self._deaths.spare(key for key in death.lost if self._report_of(key) is not None)
+            self._take(self._deaths.run_again(death, self._report_of))
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
+        """Called by the scheduler when a worker's tasks have been given to others."""
+        self._deaths.settle()
 
     def release(self, client: str, run_id: str, keep_seconds: float) -> None:
         """The run has ended and its end is on the state topic."""

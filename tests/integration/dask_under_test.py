@@ -115,6 +115,14 @@ class SharedDask:
             raise
         self.address = self._dask.address
 
+    def kill(self) -> None:
+        """All of it at once."""
+        self._do(self._dask.kill())
+
+    def start(self) -> None:
+        """Start what was killed, where it was."""
+        self._do(self._dask.start())
+
     def stop(self) -> None:
         try:
             self._do(self._dask.stop())

@@ -1,0 +1,112 @@
+"""What the end of a worker means for the tasks of our runs: which run again and say so, which lost results are left alone.
+
+Runs inside the scheduler, in its event loop; with the other rooms of the cluster the only importer of distributed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+from distributed import Scheduler
+from distributed.scheduler import TaskState
+
+from engine.dask_graph import HOLDER, DaskGraph
+from engine.executor import Call, Report, decode_call
+from engine.states import Failure, State
+
+#: The type of the error of a RETRYING that says so, and its reason.
+WORKER_DIED = "WorkerDied"
+REASON = "worker died"
+
+
+class Death(msgspec.Struct, frozen=True):
+    """A worker that the scheduler has just lost; nothing was done about its tasks yet."""
+
+    worker: str
+    #: Whether it said that it would go.
+    is_expected: bool
+    #: Keys that it ran or was to run, and keys whose only result was there.
+    processing: frozenset[str]
+    lost: frozenset[str]
+
+
+def read_death(topic: str, message: Any) -> Death | None:
+    """What an event in the scheduler's log says of a worker's end; None for every other event.
+
+    It is logged after the worker has gone from the scheduler's books and before its tasks are given to others.
+    """
+    if topic != "all" or not isinstance(message, dict) or message.get("action") != "remove-worker":
+        return None
+    processing, lost = (_texts(message[name]) for name in ("processing-tasks", "lost-computed-tasks"))
+    return Death(message["worker"], bool(message["expected"]), processing, lost)
+
+
+def _texts(keys: Iterable[Any]) -> frozenset[str]:
+    return frozenset(key for key in keys if isinstance(key, str))
+
+
+def crashed(call: Call, task: TaskState, details: Mapping[str, Any]) -> Report:
+    """The report for a task that Dask has given up, with what it says of it."""
+    text = details.get("exception_text") or task.exception_text
+    if text:
+        failure = Failure(text.partition("(")[0], text, details.get("traceback_text") or "")
+    else:  # what distributed gives up on after allowed-failures deaths has no text
+        failure = Failure("KilledWorker", f"{task.suspicious} workers died while they ran it; see their logs")
+    worker = str(details.get("worker") or "")
+    return Report(call.run_id, call.index, State.CRASHED, call.attempt, 0.0, time.time(), worker, failure)
+
+
+class Deaths:
+    """Acts on the tasks of a worker that is gone."""
+
+    def __init__(self, scheduler: Scheduler, graph: DaskGraph) -> None:
+        self._scheduler = scheduler
+        self._graph = graph
+        #: Lost results that nobody needs: not wanted while Dask looks which it has to make again.
+        self._spared: list[TaskState] = []
+
+    def run_again(self, death: Death, known_of: Callable[[str], Report | None]) -> list[Report]:
+        """Reports of the tasks that had begun there: they run again by themselves, and that is their next attempt.
+
+        ``known_of`` answers the latest report of a key, None for keys that are not ours.
+        """
+        told: list[Report] = []
+        for key in death.processing:
+            known, task = known_of(key), self._scheduler.tasks.get(key)
+            if known is None or known.state is not State.RUNNING or known.worker != death.worker:
+                continue  # it had not begun, or has said how it ended
+            if task is None or task.state != "processing":
+                continue  # given up: as many workers have died over it as may
+            call = decode_call(task.run_spec.args[0])
+            if not call.task or call.attempt != known.attempt:
+                continue  # what puts a flow's result together is no task run of which anything is told
+            self._graph.replace(task, call.at_attempt(call.attempt + 1))
+            how = "left" if death.is_expected else "died or was lost"
+            failure = Failure(WORKER_DIED, f"the worker {death.worker} {how} while it ran this attempt; another one follows")
+            details = {"state": State.RETRYING, "at": time.time(), "error": failure, "remark": REASON}
+            told.append(msgspec.structs.replace(known, **details))
+        return told
+
+    def spare(self, keys: Iterable[str]) -> None:
+        """Of these results that are lost, those that nobody needs now are not made again: who comes to need one makes it."""
+        holder = self._scheduler.clients.get(HOLDER)
+        for key in keys:
+            task = self._scheduler.tasks.get(key)
+            if task is None or holder is None or task.waiters or task.who_wants != {holder}:
+                continue  # a task waits for it, or somebody has its future
+            task.who_wants.discard(holder)
+            holder.wants_what.discard(task)
+            self._spared.append(task)
+
+    def settle(self) -> None:
+        """Dask has given everything else away: what was spared is held again, so that it goes when its run is released."""
+        spared, self._spared = self._spared, []
+        holder = self._scheduler.clients.get(HOLDER)
+        for task in spared:
+            if holder is None or self._scheduler.tasks.get(task.key) is not task:
+                continue
+            task.who_wants = {holder, *(task.who_wants or ())}
+            holder.wants_what.add(task)

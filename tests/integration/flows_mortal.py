@@ -1,0 +1,61 @@
+"""Flows whose worker, scheduler or Kafka dies under them; what ran is appended to a file. Imported by tests and workers."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from engine import flow, on, task
+
+
+@task
+def quick(folder: str, name: str) -> str:
+    _note(folder, name)
+    return name
+
+
+@task
+def after(folder: str, before: str) -> str:
+    _note(folder, f"after {before}")
+    return f"after {before}"
+
+
+@task(persist=True)
+def treasure(folder: str) -> int:
+    _note(folder, "treasure")
+    return 40
+
+
+@task
+def hold(folder: str, stored: int) -> int:
+    """Goes on when the file ``go`` is there."""
+    _note(folder, f"hold {os.getpid()}")
+    while not Path(folder, "go").exists():
+        threading.Event().wait(0.01)
+    return stored + 2
+
+
+@flow(on("voyages"))
+def voyage(folder: str) -> Any:
+    """Eight tasks that nobody needs when they have ended, one whose result is kept, and one that waits with it."""
+    for n in range(4):
+        after(folder, quick(folder, f"quick {n}"))
+    return hold(folder, treasure(folder))
+
+
+@flow(on("splits"))
+def split(folder: str, parts: int) -> Any:
+    """Many tasks, and one that names each of them as its parent."""
+    return count(folder, [quick(folder, str(n)) for n in range(parts)])
+
+
+@task
+def count(folder: str, values: list[str]) -> int:
+    return len(values)
+
+
+def _note(folder: str, line: str) -> None:
+    with Path(folder, "notes").open("a") as notes:
+        notes.write(f"{line}\n")
