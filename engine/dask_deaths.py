@@ -83,18 +83,21 @@ class Deaths:
             call = decode_call(task.run_spec.args[0])
             if not call.task or call.attempt != known.attempt:
                 continue  # what puts a flow's result together is no task run of which anything is told
-            self._graph.replace(task, call.at_attempt(call.attempt + 1))
+            again = msgspec.structs.replace(call, attempt=call.attempt + 1, deaths=call.deaths + 1)
+            self._graph.replace(task, again)
             how = "left" if death.is_expected else "died or was lost"
             failure = Failure(WORKER_DIED, f"the worker {death.worker} {how} while it ran this attempt; another one follows")
             details = {"state": State.RETRYING, "at": time.time(), "error": failure, "remark": REASON}
             told.append(msgspec.structs.replace(known, **details))
         return told
 
-    def spare(self, keys: Iterable[str]) -> None:
-        """Of these results that are lost, those that nobody needs now are not made again: who comes to need one makes it."""
+    def spare(self, death: Death, known_of: Callable[[str], Report | None]) -> None:
+        """Results that were there alone and that nobody needs now are not made again: who comes to need one makes it."""
         holder = self._scheduler.clients.get(HOLDER)
-        for key in keys:
-            task = self._scheduler.tasks.get(key)
+        for key in death.lost:
+            known, task = known_of(key), self._scheduler.tasks.get(key)
+            if known is None or known.state is not State.COMPLETED:
+                continue  # its report was lost with it: only when it is made again the engine hears of its end
             if task is None or holder is None or task.waiters or task.who_wants != {holder}:
                 continue  # a task waits for it, or somebody has its future
             task.who_wants.discard(holder)

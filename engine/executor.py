@@ -61,6 +61,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     map_index: int | None = None
     #: The index of the task that started it; the empty text for the flow's own calls.
     spawned_by: str = ""
+    #: How many attempts before this one ended with their worker: what they have started is found again, not made anew.
+    deaths: int = 0
 
     @property
     def key(self) -> str:

@@ -215,7 +215,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         """Called by the scheduler for what it logs: a worker's end comes by before its tasks are given to others."""
         death = read_death(topic, msg)
         if death is not None and death.worker not in self.scheduler.workers:
-            self._deaths.spare(key for key in death.lost if self._report_of(key) is not None)
+            self._deaths.spare(death, self._report_of)
             self._take(self._deaths.run_again(death, self._report_of))
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:

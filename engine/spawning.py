@@ -164,7 +164,7 @@ class Spawner:
     def _child(self, task: Task[..., Any] | None, dumped: Dumped, *, function: str = "", map_index: int | None = None) -> Call:
         parent = self._call
         name = "" if task is None else task.name
-        index = child_index(parent.index, parent.attempt, self._count, name, dumped.data)
+        index = child_index(parent.index, parent.attempt - parent.deaths, self._count, name, dumped.data)
         self._count += 1
         dependencies, places = resolved(dumped.inputs)
         return Call(

@@ -37,6 +37,21 @@ def hold(folder: str, stored: int) -> int:
     return stored + 2
 
 
+@task
+def parent(folder: str) -> Any:
+    """Starts two children, and one more where the file ``go`` is there."""
+    children = [quick.spawn(folder, f"child {n}") for n in range(2)]
+    for child in children:
+        child.result()
+    hold.function(folder, 0)
+    return [*children, quick.spawn(folder, "late child")]
+
+
+@flow(on("families"))
+def family(folder: str) -> Any:
+    return parent(folder)
+
+
 @flow(on("voyages"))
 def voyage(folder: str) -> Any:
     """Eight tasks that nobody needs when they have ended, one whose result is kept, and one that waits with it."""

@@ -180,6 +180,31 @@ class TestRetries:
         assert driven.hear(0, state, attempt=1) == []
         assert driven.hear(0, RUNNING, attempt=2) == ["0 RUNNING"]
 
+    def test_a_worker_that_dies_is_told_as_a_retry_and_nothing_is_submitted(self) -> None:
+        driven = Driven(ONE)
+        driven.hear(0, RUNNING)
+        for _ in range(2):  # a repeat changes nothing
+            driven.hear(0, State.RETRYING, error=BAD, remark="worker died")
+        assert short(driven.told)[-1] == "0 RETRYING"
+        retrying = driven.told[-1]
+        assert (retrying.attempt, retrying.error, retrying.reason, retrying.next_attempt_at) == (1, BAD, "worker died", None)
+        assert driven.submitted == []
+        assert driven.retry(0) == []
+        assert driven.hear(0, COMPLETED, attempt=1) == [], "of the worker that is gone"
+        assert driven.hear(0, COMPLETED, attempt=2, result=b"1") == ["0 RUNNING", "0 COMPLETED", "run COMPLETED"]
+
+    def test_a_death_that_comes_first_tells_the_start_first(self) -> None:
+        driven = Driven(ONE)
+        assert driven.hear(0, State.RETRYING) == ["0 RUNNING", "0 RETRYING"]
+
+    def test_another_owner_after_a_death_hears_of_the_attempt_that_is_under_way(self) -> None:
+        first = Driven(ONE)
+        first.hear(0, RUNNING)
+        first.hear(0, State.RETRYING)
+        second = Driven(ONE, log=first.told)
+        assert second.hear(0, State.RETRYING) == []
+        assert second.hear(0, COMPLETED, attempt=2, result=b"1") == ["0 RUNNING", "0 COMPLETED", "run COMPLETED"]
+
     def test_one_of_two_that_wait_does_not_take_the_other_one_along(self) -> None:
         driven = Driven(dag((), (), (0, 1), returns=2))
         driven.hear(0, FAILED, retry_in_seconds=2.0)
@@ -779,10 +804,12 @@ class Cluster:
             self.ended[index] = True
             return [self._keep(self._end(call, tail=tuple(tail), **self._value(call)))] if call.has_news else []
         if (children := self.waiting.pop(index, None)) is not None:
+            if self.chance.random() < 0.2 and call.deaths < 2:
+                return [self._die(call)]
             handled = tuple(child for child in children if not self.ended[child])
             return self._finish(call, [], handled)
         # What an attempt does is mostly the same again, as it should be.
-        mostly = random.Random(f"{call.key}/{call.attempt}")
+        mostly = random.Random(f"{call.key}/{call.attempt - call.deaths}")
         own = mostly if self.chance.random() < 0.9 else self.chance
         children = []
         heard: list[Report] = []
@@ -795,14 +822,22 @@ class Cluster:
             heard.append(report)
         elif self.chance.random() < 0.4:
             heard.append(self._report(call, RUNNING))
+        if call.task and heard and self.chance.random() < 0.1 and call.deaths < 2:
+            return [*heard, self._die(call)]
         if children and own.random() < 0.3:
             self.waiting[index] = children
             return heard
         return heard + self._finish(call, children if own.random() < 0.5 else [], ())
 
+    def _die(self, call: Call) -> Report:
+        """Its worker dies, and another one is to run it: that is its next attempt."""
+        self.calls[call.index] = msgspec.structs.replace(call, attempt=call.attempt + 1, deaths=call.deaths + 1)
+        died = msgspec.structs.replace(self._report(call, State.RETRYING), error=Failure("WorkerDied", call.index))
+        return self._keep(died)
+
     def _finish(self, call: Call, tail: list[str], handled: tuple[str, ...]) -> list[Report]:
         fate = self.chance.random()
-        if fate < 0.15 and call.attempt < 3 and call.task:
+        if fate < 0.15 and call.attempt - call.deaths < 3 and call.task:
             self.gated.add(call.index)
             error = Failure("E", call.index)
             report = msgspec.structs.replace(self._report(call, FAILED), error=error, retry_in_seconds=1.0, handled=handled)
@@ -827,7 +862,7 @@ class Cluster:
         return value
 
     def _child(self, call: Call, number: int, own: random.Random) -> Call:
-        index = child_index(call.index, call.attempt, number, "t", b"%d" % own.randint(0, 9))
+        index = child_index(call.index, call.attempt - call.deaths, number, "t", b"%d" % own.randint(0, 9))
         values = {"index": index, "task": "t", "attempt": 1, "dependencies": (), "places": (), "map_index": None}
         plain = {"returns": False, "is_final": False, "is_walked": False, "spawned_by": call.index}
         return msgspec.structs.replace(call, **values, **plain)
