@@ -224,7 +224,7 @@ class Progress:
 
     def _calls(self, indices: Iterable[str]) -> tuple[Call, ...]:
         """These calls, and what they need that this owner has not submitted: what the cluster has is attached to."""
-        needed = self.graph.with_needed(indices, self._submitted)
+        needed = self.graph.with_needed(self._tries.ready(indices, self.graph), self._submitted)
         self._submitted.update(needed)
         return tuple(self.graph.nodes[index].call.at_attempt(self._tries.of(index)) for index in needed)
 

@@ -66,5 +66,15 @@ class Tries:
         self._hold_back(graph)
         return [index for index in pending if index not in self._held_back]
 
+    def ready(self, indices: Iterable[str], graph: Graph) -> Iterable[str]:
+        """Which of these may be submitted now: where the cluster has lost all, none that needs what waits.
+
+        Submitted along with it, that would run at once, as the attempt that is over.
+        """
+        if not self._held_back:
+            return indices
+        self._hold_back(graph)  # there may be calls now that there were not then
+        return [index for index in indices if index not in self._held_back]
+
     def _hold_back(self, graph: Graph) -> None:
         self._held_back = self._waiting.union(*(graph.downstream(index) for index in self._waiting))

@@ -566,6 +566,14 @@ class TestLostWithAWait:
         assert driven.retry(0) == [("0", 2)]
         assert sorted(driven.retry(1)) == [("1", 2), ("2", 1)]
 
+    def test_what_is_called_later_and_needs_what_waits_does_not_take_it_along(self) -> None:
+        driven = Driven(flow_of([("call", ()), ("map", ()), ("map", (0,))], "plain"), window=1)
+        driven.hear(0, FAILED, retry_in_seconds=2.0)
+        driven.progress.resubmit()
+        assert "2.0 SCHEDULED" in driven.hear("1.0", COMPLETED)
+        assert driven.submitted == [], "or the attempt that is over would run once more, and nobody hear of the next"
+        assert driven.retry(0) == [("0", 2), ("2.0", 1)]
+
     def test_a_child_goes_on_with_its_next_attempt_before_its_parent_can_start_it_as_new(self) -> None:
         driven = Driven(ONE)
         driven.hear(0, RUNNING, spawned=(child_of(driven, A),))
