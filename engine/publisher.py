@@ -14,10 +14,11 @@ from collections.abc import Callable
 import msgspec
 
 from engine.broker import Outgoing, Sink
-from engine.errors import KafkaUnavailable
+from engine.errors import KafkaUnavailable, RecordTooLarge
 from engine.events import Headers, Position
 from engine.letter_writer import LetterWriter
 from engine.logs import logger
+from engine.oversize import smaller
 from engine.runs import FlowRun
 from engine.states import Envelope, StateChange
 from engine.telemetry import Tracer, child_of
@@ -36,6 +37,7 @@ class _Pending(msgspec.Struct, frozen=True, gc=False):
     record: Outgoing
     #: None of what is no state change.
     change: StateChange | None = None
+    envelope: Envelope | None = None
     parent: str = ""
     context: str = ""
     on_acknowledged: Callable[[], None] | None = None
@@ -79,7 +81,7 @@ class Publisher:
         context = child_of(parent, change.run_id, change.epoch, change.seq, "send")
         value, headers = envelope.write(change, context)
         record = Outgoing(self._topic, run.record_key, value, headers, partition)
-        pending = _Pending(record, change, parent, context, on_acknowledged)
+        pending = _Pending(record, change, envelope, parent, context, on_acknowledged)
         if self._letters is not None and self._letters.takes(change):
             # A run's end is its last change, so nothing of the run can overtake it.
             self._idle.clear()
@@ -99,7 +101,7 @@ class Publisher:
         self.untold.tell([run])
 
     async def run(self) -> None:
-        """Write until cancelled. Raises what no repetition mends, e.g. RecordTooLarge."""
+        """Write until cancelled. Raises what no repetition mends: RecordTooLarge where the topic takes next to nothing."""
         spacing_seconds = 0.0
         while True:
             if not self._waiting:
@@ -124,17 +126,16 @@ class Publisher:
         self._wake.set()
 
     async def _write(self, batch: list[_Pending]) -> None:
-        records = [pending.record for pending in batch]
         backoff_seconds = 0.1
         while True:
             started_at = time.time()
             try:
-                positions = await self._sink.write(records)
+                positions = await self._send(batch)
                 break
             except KafkaUnavailable as error:
                 # The batch stays first in line: written again it may repeat changes, which readers drop by their seq.
                 if not self.trouble:
-                    logger.warning("state changes wait for Kafka", changes=len(records), error=str(error))
+                    logger.warning("state changes wait for Kafka", changes=len(batch), error=str(error))
                 self.trouble = str(error)
                 await asyncio.sleep(backoff_seconds)
                 backoff_seconds = min(backoff_seconds * 2, _MAX_BACKOFF_SECONDS)
@@ -149,3 +150,26 @@ class Publisher:
                 pending.on_acknowledged()
             elif pending.on_written is not None:
                 pending.on_written(position)
+
+    async def _send(self, batch: list[_Pending]) -> list[Position]:
+        try:
+            return await self._sink.write([pending.record for pending in batch])
+        except RecordTooLarge as error:
+            # Halved until it is alone; the others go out in their order, before and after it.
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                return await self._send(batch[:middle]) + await self._send(batch[middle:])
+            return await self._send_smaller(batch[0], error)
+
+    async def _send_smaller(self, pending: _Pending, error: RecordTooLarge) -> list[Position]:
+        """A step must be told, or all that follows it in its run is void: it goes without what makes it large."""
+        change, envelope, record = pending.change, pending.envelope, pending.record
+        if change is None or envelope is None:
+            raise error
+        logger.error("a state change is told in part", run_id=change.run_id, seq=change.seq, error=str(error))
+        value, headers = envelope.write(smaller(change), pending.context)
+        try:
+            return await self._sink.write([msgspec.structs.replace(record, value=value, headers=headers)])
+        except RecordTooLarge:  # a topic that takes very little; where this does not fit either, the engine ends with the error
+            value, headers = envelope.write(smaller(change, is_bare=True), pending.context)
+            return await self._sink.write([msgspec.structs.replace(record, value=value, headers=headers)])
