@@ -27,6 +27,8 @@ _REASONS = {State.FAILED: Reason.RUN_FAILED, State.CRASHED: Reason.RUN_CRASHED}
 _MAX_BACKOFF_SECONDS = 5.0
 #: Runs whose events are fetched in one go.
 _MAX_BATCH = 200
+#: What a letter says of the error at the least.
+_BARE_ERROR = 200
 
 
 class _Pending(msgspec.Struct, frozen=True):
@@ -105,11 +107,20 @@ class LetterWriter:
                 try:
                     await self._sink.write([letter])
                 except RecordTooLarge:
-                    details, key, _, headers = _letter(pending, None)
-                    bare = msgspec.structs.replace(details, content=Content.ABSENT)
-                    await self._sink.write([write_letter(topic, bare, key, None, headers, limit)])
+                    await self._write_small(pending)
         for pending in batch:
             logger.warning("dead letter", reason=_REASONS[pending.change.state].value, run_id=pending.run.run_id)
+
+    async def _write_small(self, pending: _Pending) -> None:
+        """As much of a letter as the topic takes: without its value, then with next to nothing but where that lies."""
+        topic, limit = self._settings.dead_letters_topic, self._settings.max_record_bytes
+        details, key, _, headers = _letter(pending, None)
+        small = msgspec.structs.replace(details, content=Content.ABSENT)
+        try:
+            await self._sink.write([write_letter(topic, small, key, None, headers, limit)])
+        except RecordTooLarge:  # a topic that takes very little; where not even this fits the engine ends with the error
+            bare = msgspec.structs.replace(small, error=small.error[:_BARE_ERROR], key=None)
+            await self._sink.write([write_letter(topic, bare, None, None, (), limit)])
 
 
 def _lies(run: FlowRun) -> Position | None:

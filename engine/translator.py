@@ -81,7 +81,8 @@ class Translator:
         A bare one is without its key and headers, too: that always fits.
         """
         if is_bare:
-            taken = msgspec.structs.replace(taken, headers=())
+            replay = taken.replay and msgspec.structs.replace(taken.replay, key=None)
+            taken = msgspec.structs.replace(taken, headers=(), replay=replay)
         letter = self._dead_letter(taken, EventError(Reason.TOO_LARGE, str(error)), None, with_value=False)
         return msgspec.structs.replace(letter, key=None) if is_bare else letter
 
