@@ -25,8 +25,10 @@ from engine.checkpoints import (
     write_part,
     write_run,
 )
+from engine.errors import RecordTooLarge
 from engine.events import Headers, Position
 from engine.ledger import Ledger
+from engine.logs import logger
 from engine.publisher import Publisher
 from engine.runs import FlowRun
 from engine.seen import IdBlock
@@ -46,6 +48,7 @@ _HANDOVER_RECORDS = 500
 _SLICE_SECONDS = 0.002
 #: Parts of a body that may wait for their write.
 _PARTS_AT_ONCE = 8
+_LEAST_PART_BYTES = 1_024
 
 
 class _Last(msgspec.Struct):
@@ -66,8 +69,10 @@ class Checkpointer:
         self._settings = settings
         self._publisher = publisher
         # A block of ids is base64 in JSON, a part is as it is.
-        self._part_bytes = max(1_024, min(PART_BYTES, settings.max_record_bytes // 2))
+        self._part_bytes = max(_LEAST_PART_BYTES, min(PART_BYTES, settings.max_record_bytes // 2))
         self._block_ids = min(BLOCK_IDS, self._part_bytes // 32)
+        #: After the topic has refused one of the smallest: none is tried before that time.
+        self._not_before = 0.0
         self._last: dict[int, _Last] = {}
         self._making: dict[int, asyncio.Task[None]] = {}
         #: Ledgers, by partition, of which a block of ids is under way.
@@ -91,6 +96,8 @@ class Checkpointer:
         if self._failure is not None:
             raise self._failure
         now = time.monotonic()
+        if now < self._not_before:
+            return
         for ledger in ledgers:
             if ledger.is_recovered and not ledger.is_usurped:
                 self._write_block(ledger)
@@ -143,7 +150,8 @@ class Checkpointer:
         def made(task: asyncio.Task[None]) -> None:
             if self._making.get(ledger.partition) is task:
                 del self._making[ledger.partition]
-            if not task.cancelled() and task.exception() is not None:
+            # Of what the topic refused the next one is made in smaller parts.
+            if not task.cancelled() and not isinstance(task.exception(), RecordTooLarge | None):
                 self._failure = task.exception()
 
         making.add_done_callback(made)
@@ -187,7 +195,12 @@ class Checkpointer:
         self._blocks[partition] = ledger
         block = ledger.tail.first(self._block_ids)
         value, headers = write_block(self._settings.app, partition, ledger.epoch, utc(time.time()), block)
-        self._publisher.append(value, headers, partition, lambda position: self._keep(ledger, position.offset, block))
+
+        def refused(error: RecordTooLarge) -> None:
+            self._blocks.discard(partition)
+            self._shrink(error)
+
+        self._publisher.append(value, headers, partition, lambda position: self._keep(ledger, position.offset, block), refused)
 
     def _keep(self, ledger: Ledger, offset: int, block: IdBlock) -> None:
         # A ledger that was dropped must not free the way for the next one of its partition, which may have a block under way.
@@ -203,8 +216,25 @@ class Checkpointer:
             if not written.done():  # else nobody waits for it any more
                 written.set_result(position.offset)
 
-        self._publisher.append(*record, partition, on_written)
+        def on_refused(error: RecordTooLarge) -> None:
+            self._shrink(error)
+            if not written.done():
+                written.set_exception(error)
+                written.exception()  # whoever waits for an earlier part has given up by then
+
+        self._publisher.append(*record, partition, on_written, on_refused)
         return written
+
+    def _shrink(self, error: RecordTooLarge) -> None:
+        """The topic takes less than our settings say: the next records are smaller. Meanwhile the last checkpoint counts."""
+        part_bytes = max(_LEAST_PART_BYTES, error.limit // 2)
+        if part_bytes < self._part_bytes:
+            logger.warning("checkpoints are written in smaller parts", part_bytes=part_bytes, error=str(error))
+            self._part_bytes, self._block_ids = part_bytes, min(self._block_ids, part_bytes // 32)
+            return
+        if time.monotonic() > self._not_before:
+            logger.error("a checkpoint does not fit the state topic; a new owner will read more", error=str(error))
+        self._not_before = time.monotonic() + _QUIET_SECONDS
 
     def write_part(self, ledger: Ledger, part: bytes) -> asyncio.Future[int]:
         """A part of a body; the answer is its offset."""
@@ -240,7 +270,7 @@ class _Body:
     async def end(self, from_offset: int) -> Checkpoint:
         """The closing record."""
         body = b""
-        if not self._parts and inline(len(self._waiting)):
+        if not self._parts and inline(len(self._waiting), self._checkpointer.part_bytes):
             body = bytes(self._waiting)
         elif self._waiting:
             self._write(len(self._waiting))

@@ -183,9 +183,9 @@ def read_body(checkpoint: Checkpoint, body: bytes) -> tuple[Ids, Iterator[FlowRu
     return ids, _runs(body, end + 1)
 
 
-def inline(size: int) -> bool:
+def inline(size: int, part_bytes: int) -> bool:
     """Whether a body of that many bytes travels in the closing record."""
-    return size <= _INLINE_BYTES
+    return size <= min(_INLINE_BYTES, part_bytes)
 
 
 def _runs(body: bytes, start: int) -> Iterator[FlowRun]:

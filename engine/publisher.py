@@ -42,6 +42,7 @@ class _Pending(msgspec.Struct, frozen=True, gc=False):
     context: str = ""
     on_acknowledged: Callable[[], None] | None = None
     on_written: Callable[[Position], None] | None = None
+    on_refused: Callable[[RecordTooLarge], None] | None = None
 
 
 class Publisher:
@@ -91,9 +92,20 @@ class Publisher:
             return
         self._append(pending)
 
-    def append(self, value: bytes, headers: Headers, partition: int, on_written: Callable[[Position], None]) -> None:
-        """Queue what is no state change, behind what is queued; ``on_written`` is told where it lies and must not raise."""
-        self._append(_Pending(Outgoing(self._topic, None, value, headers, partition), on_written=on_written))
+    def append(
+        self,
+        value: bytes,
+        headers: Headers,
+        partition: int,
+        on_written: Callable[[Position], None],
+        on_refused: Callable[[RecordTooLarge], None],
+    ) -> None:
+        """Queue what is no state change, behind what is queued.
+
+        ``on_written`` is told where it lies, or ``on_refused`` that the topic takes no record so large; neither may raise.
+        """
+        record = Outgoing(self._topic, None, value, headers, partition)
+        self._append(_Pending(record, on_written=on_written, on_refused=on_refused))
 
     def _let_go(self, run: FlowRun, pending: _Pending) -> None:
         self._held -= 1
@@ -148,28 +160,32 @@ class Publisher:
         for pending, position in zip(batch, positions, strict=True):
             if pending.on_acknowledged is not None:
                 pending.on_acknowledged()
-            elif pending.on_written is not None:
+            elif pending.on_written is not None and position is not None:
                 pending.on_written(position)
 
-    async def _send(self, batch: list[_Pending]) -> list[Position]:
+    async def _send(self, batch: list[_Pending]) -> list[Position | None]:
+        """Where each lies; None for what was refused."""
         try:
-            return await self._sink.write([pending.record for pending in batch])
+            return [*await self._sink.write([pending.record for pending in batch])]
         except RecordTooLarge as error:
             # Halved until it is alone; the others go out in their order, before and after it.
             if len(batch) > 1:
                 middle = len(batch) // 2
                 return await self._send(batch[:middle]) + await self._send(batch[middle:])
-            return await self._send_smaller(batch[0], error)
+            return [await self._send_smaller(batch[0], error)]
 
-    async def _send_smaller(self, pending: _Pending, error: RecordTooLarge) -> list[Position]:
+    async def _send_smaller(self, pending: _Pending, error: RecordTooLarge) -> Position | None:
         """A step must be told, or all that follows it in its run is void: it goes without what makes it large."""
         change, envelope, record = pending.change, pending.envelope, pending.record
         if change is None or envelope is None:
-            raise error
+            if pending.on_refused is not None:
+                pending.on_refused(error)
+            return None
         logger.error("a state change is told in part", run_id=change.run_id, seq=change.seq, error=str(error))
         value, headers = envelope.write(smaller(change), pending.context)
         try:
-            return await self._sink.write([msgspec.structs.replace(record, value=value, headers=headers)])
+            [position] = await self._sink.write([msgspec.structs.replace(record, value=value, headers=headers)])
         except RecordTooLarge:  # a topic that takes very little; where this does not fit either, the engine ends with the error
             value, headers = envelope.write(smaller(change, is_bare=True), pending.context)
-            return await self._sink.write([msgspec.structs.replace(record, value=value, headers=headers)])
+            [position] = await self._sink.write([msgspec.structs.replace(record, value=value, headers=headers)])
+        return position
