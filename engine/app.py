@@ -46,11 +46,8 @@ class App:
         self._events = AwaitedEvents(broker)
         driver = Driver(settings, flows, executor, self._publisher, self._tracer, self._events)
         self._dispatcher = Dispatcher(settings, broker, self._state_sink, driver, self._publisher)
-        self._intake = (
-            Intake(settings, broker, self._intake_sink, self._triggers, self._tracer, self._dispatcher.offer)
-            if self._triggers.topics
-            else None
-        )
+        # Also where no event starts anything: what was started by hand leaves letters, and takes their replays.
+        self._intake = Intake(settings, broker, self._intake_sink, self._triggers, self._tracer, self._dispatcher.offer)
         self._gateway = Gateway(settings, self._intake_sink, self.readiness) if settings.http else None
         self._stop = asyncio.Event()
         self._is_started = False
@@ -67,9 +64,8 @@ class App:
             "events": self._events.trouble,
             "publisher": self._publisher.trouble,
             "dispatcher": "" if self._is_started else "starting",
+            "intake": self._intake.trouble or self._intake.stops.trouble,
         }
-        if self._intake is not None:
-            parts["intake"] = self._intake.trouble or self._intake.stops.trouble
         return {part: trouble or "ok" for part, trouble in parts.items()}
 
     def stop(self) -> None:
@@ -83,9 +79,10 @@ class App:
             async with asyncio.TaskGroup() as group:
                 publisher = group.create_task(self._publisher.run(), name="engine-publisher")
                 letters = group.create_task(self._letters.run(), name="engine-letters")
-                parts = [group.create_task(self._dispatcher.run(), name="engine-dispatcher")]
-                if self._intake is not None:
-                    parts.append(group.create_task(self._intake.run(), name="engine-intake"))
+                parts = [
+                    group.create_task(self._dispatcher.run(), name="engine-dispatcher"),
+                    group.create_task(self._intake.run(), name="engine-intake"),
+                ]
                 on_ready()
                 stop = group.create_task(self._stop.wait(), name="engine-stop")
                 await asyncio.wait([stop, publisher, letters, *parts], return_when=asyncio.FIRST_COMPLETED)
@@ -104,8 +101,7 @@ class App:
         for sink in (self._intake_sink, self._state_sink):
             await self._patiently(sink.start)
         await self._patiently(self._dispatcher.start)
-        if self._intake is not None:
-            await self._patiently(self._intake.start)
+        await self._patiently(self._intake.start)
         if self._gateway is not None:
             await self._gateway.start()
         self._is_started = True
@@ -115,15 +111,13 @@ class App:
         """Order matters: nothing new comes in before what runs has been told, and offsets go last."""
         if self._gateway is not None:
             await self._gateway.close()
-        if self._intake is not None:
-            self._intake.stop()
+        self._intake.stop()
         self._dispatcher.stop()
         await asyncio.wait(parts, timeout=self.settings.grace_seconds)
         try:
             async with asyncio.timeout(self.settings.grace_seconds):
                 await self._dispatcher.close()
-                if self._intake is not None:
-                    await self._intake.close()
+                await self._intake.close()
         except TimeoutError:
             # Kafka is away: what was not told is told by the next owner, who finds the runs open.
             logger.warning("stopped without telling all", waiting_changes=self._publisher.backlog)

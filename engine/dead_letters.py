@@ -7,6 +7,7 @@ producer called its headers, ours are those from the last one of that name on, a
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from enum import StrEnum
 
 import msgspec
@@ -21,7 +22,7 @@ OVERHEAD_BYTES = 65_536
 #: What a header costs beside its name and content.
 _HEADER_BYTES = 10
 _MAX_ERROR_TEXT = 4_096
-_REASON, _REPLAY, _MARK = "x-engine-reason", "x-engine-replay", "x-engine-mark"
+_REASON, _REPLAY, _MARK, _EVENT_AT = "x-engine-reason", "x-engine-replay", "x-engine-mark", "x-engine-event-at"
 
 
 class Content(StrEnum):
@@ -46,8 +47,9 @@ class Details(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
     #: Where the event lay; None where there was none.
     origin: Position | None = None
-    #: RFC 3339.
+    #: RFC 3339. When it became a letter, and when its producer had made the event.
     at: str = ""
+    event_at: datetime | None = None
     flow: str | None = None
     #: The replay that has failed again.
     replay: str | None = None
@@ -94,6 +96,8 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     origin: Position | None = None
+    #: When its producer had made it: a run that waits for other events looks for them from then on.
+    event_at: datetime | None = None
     #: The only flow to run; None for all that the triggers of the origin's topic choose.
     flow: str | None = None
     letter: str | None = None
@@ -129,6 +133,7 @@ def write_letter(
         ("x-engine-error", details.error[:_MAX_ERROR_TEXT]),
         ("x-engine-origin", None if details.origin is None else str(details.origin)),
         ("x-engine-at", details.at),
+        (_EVENT_AT, None if details.event_at is None else details.event_at.isoformat()),
         ("x-engine-flow", details.flow),
         ("x-engine-replay-of", details.replay),
         ("x-engine-run", details.run_id),
@@ -175,6 +180,7 @@ def write_replay(topic: str, replay: Replay, key: bytes | None, value: bytes | N
     added = [
         (_REPLAY, replay.id),
         ("x-engine-origin", None if replay.origin is None else str(replay.origin)),
+        (_EVENT_AT, None if replay.event_at is None else replay.event_at.isoformat()),
         ("x-engine-flow", replay.flow),
         ("x-engine-letter", replay.letter),
         ("x-engine-repeats", replay.repeats),
@@ -200,6 +206,7 @@ def read_replay(headers: Headers) -> Replay:
     return Replay(
         id=added[_REPLAY],
         origin=origin,
+        event_at=_moment(added.get(_EVENT_AT)),
         flow=flow,
         letter=added.get("x-engine-letter"),
         repeats=added.get("x-engine-repeats"),
@@ -216,6 +223,7 @@ def _details(added: dict[str, str]) -> Details:
         error=added.get("x-engine-error", ""),
         origin=_position(added.get("x-engine-origin")),
         at=added.get("x-engine-at", ""),
+        event_at=_moment(added.get(_EVENT_AT)),
         flow=added.get("x-engine-flow"),
         replay=added.get("x-engine-replay-of"),
         run_id=added.get("x-engine-run"),
@@ -238,6 +246,14 @@ def _position(text: str | None) -> Position | None:
     if not topic or not _is_number(partition) or not _is_number(offset):
         return None
     return Position(topic, int(partition), int(offset))
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None  # None was said, or by somebody who does not know how: the record's own time has to do.
+    return moment if moment.tzinfo is not None else None
 
 
 def _is_number(text: str) -> bool:

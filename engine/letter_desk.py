@@ -128,6 +128,7 @@ def _replay(letter: Letter, replay_id: str, flow: str | None) -> Replay:
     return Replay(
         id=replay_id,
         origin=details.origin,
+        event_at=details.event_at,
         flow=flow or details.flow,
         letter=letter.id,
         repeats=details.run_id,

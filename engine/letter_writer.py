@@ -144,6 +144,7 @@ def _letter(pending: _Pending, record: Record | None) -> tuple[Details, bytes | 
         error="" if error is None else f"{error.type}: {error.message}",
         origin=None if run.event is None else _origin(run.event),
         at=change.at.isoformat(),
+        event_at=None if run.event is None else run.event.at,
         flow=run.flow,
         replay=None if replay is None else replay.id,
         run_id=run.run_id,

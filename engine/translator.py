@@ -130,7 +130,7 @@ class Translator:
             replayed = Replayed(replay.id, place.topic, place.partition, place.offset, replay.letter)
         origin = None
         if event is not None and event.position is not None:
-            at = _time_of(taken.record)
+            at = _time_of(taken)
             lies = (event.position.topic, event.position.partition, event.position.offset)
             origin = Origin(event.source, event.id, event.type, *lies, at=at, replay=replayed)
         return StateChange(
@@ -158,6 +158,7 @@ class Translator:
             error=error.cause,
             origin=taken.origin,
             at=utc(time.time()).isoformat(),
+            event_at=_time_of(taken),
             flow=flow,
             replay=None if replay is None else replay.id,
             key=None if replay is None else replay.key,
@@ -175,9 +176,11 @@ def write_scheduled(settings: Settings, scheduled: StateChange, traceparent: str
     return Outgoing(settings.states_topic, key.encode(), value, headers)
 
 
-def _time_of(record: Record) -> datetime:
-    """When the producer says that it made the record, which may be any number."""
+def _time_of(taken: Taken) -> datetime:
+    """When the producer says that it made the event, which may be any number; of a replay, what it says of that."""
+    if taken.replay is not None and taken.replay.event_at is not None:
+        return taken.replay.event_at
     try:
-        return datetime.fromtimestamp(record.timestamp_ms / 1000, UTC)
+        return datetime.fromtimestamp(taken.record.timestamp_ms / 1000, UTC)
     except (ValueError, OverflowError, OSError):
         return datetime.fromtimestamp(0, UTC)  # no time that anybody could have meant; the event is as good as any

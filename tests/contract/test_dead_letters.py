@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,8 +17,9 @@ from engine.inline import InlineExecutor
 from engine.kafka import KafkaBroker
 from engine.memory import MemoryBroker
 from engine.runs import repeat_id_of, run_id_of
-from engine.states import Envelope, State
+from engine.states import Envelope, State, StateChange, utc
 from engine.stops import LIMIT_RECORDS, write_resumed
+from engine.translator import write_scheduled
 from tests.app_under_test import AppUnderTest, fresh_settings
 from tests.integration import flows_letters as flows
 from tests.waiting import eventually
@@ -61,6 +63,7 @@ async def replay(app: AppUnderTest, letter: Letter, id: str, *, value: bytes | N
     asked = Replay(
         id=id,
         origin=details.origin,
+        event_at=details.event_at,
         flow=flow or details.flow,
         letter=letter.id,
         repeats=details.run_id,
@@ -163,6 +166,45 @@ async def test_an_event_that_is_gone_leaves_its_parameters(place: Place, tmp_pat
     assert done.result == "TEA"
     assert done.changes[0].event is not None
     assert (done.changes[0].event.id, done.changes[0].event.topic, done.changes[0].key) == ("gone", topic, "s")
+
+
+async def test_a_replay_keeps_the_time_of_its_event(place: Place, tmp_path: Path) -> None:
+    """Of a poison record as of a run that has failed, and of one that fails once more."""
+    app = await place.start(flows.errand)
+    sent_at = time.time()
+    await app.send_record("errands", BAD, app.headers("poison"))
+    await app.do("errands", {"name": "tea", "needs": str(tmp_path / "nothing")}, "errand", id="failed")
+    letters = {one.details.reason: one for one in map(as_letter, await app.letters(2))}
+    await eventually(lambda: time.time() > sent_at + 1.0)
+    for reason, id, value in (("invalid-parameters", "poison", b'{"name": "x"}'), ("run-failed", "failed", None)):
+        letter = letters[reason]
+        assert letter.details.event_at is not None
+        assert sent_at - 0.01 <= letter.details.event_at.timestamp() < sent_at + 1.0
+        await replay(app, letter, "again", value=value)
+        event = (await app.run_of(repeat_id_of(app.run_id("errand", id), "again"))).changes[0].event
+        assert event is not None
+        assert event.at == letter.details.event_at
+    third = [as_letter(record) for record in await app.letters(3)][-1]
+    assert (third.details.replay, third.details.event_at) == ("again", letters["run-failed"].details.event_at)
+
+
+async def test_an_app_that_no_event_starts_takes_replays_of_what_was_started_by_hand(place: Place, tmp_path: Path) -> None:
+    by_hand: Flow[..., object] = Flow(flows.by_hand_or_letter.function, (), "by_hand_or_letter", on_failure="dead-letter")
+    app = await place.start(by_hand)
+    run_id = "ab" * 16
+    needed = tmp_path / "needed"
+    parameters = msgspec.Raw(msgspec.json.encode({"job": {"name": "tea", "needs": str(needed)}}))
+    now = utc(time.time())
+    change = StateChange(
+        run_id=run_id, flow=by_hand.name, state=State.SCHEDULED, seq=0, epoch=0, attempt=0, at=now, parameters=parameters
+    )
+    await app.write(write_scheduled(app.settings, change, ""))
+    assert (await app.run_of(run_id)).end.state is State.FAILED
+    [letter] = map(as_letter, await app.letters(1))
+    assert letter.details.event_at is None
+    needed.touch()
+    await replay(app, letter, "again")
+    assert (await app.run_of(repeat_id_of(run_id, "again"))).result == "TEA"
 
 
 async def test_a_letter_goes_into_a_flow_that_nothing_else_starts(place: Place) -> None:

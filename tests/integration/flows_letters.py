@@ -37,3 +37,9 @@ def packed_errand(job: Errand) -> object:
 def by_hand(job: Errand) -> object:
     """Nothing starts it but a replay."""
     return fetch(f"{job.name} by hand", "")
+
+
+@flow()
+def by_hand_or_letter(job: Errand) -> object:
+    """Nothing starts it but a person or a replay."""
+    return fetch(job.name, job.needs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import msgspec
 import pytest
 
@@ -57,6 +59,13 @@ def test_a_bare_record_keeps_the_identity_of_where_it_came_from() -> None:
     [(_, change)] = found.scheduled
     assert change.event is not None
     assert (change.event.id, change.event.source) == ("orders/0/7", "orders")
+
+
+def test_a_replay_that_does_not_say_when_its_event_was_made_has_its_own_time() -> None:
+    for event_at, expected in ((None, 1.0), (datetime.fromtimestamp(77, UTC), 77.0)):
+        [(_, change)] = taken(Replay(id="r", origin=ORIGIN, flow="count", event_at=event_at)).scheduled
+        assert change.event is not None
+        assert change.event.at == datetime.fromtimestamp(expected, UTC)
 
 
 def test_a_replay_has_a_trace_of_its_own_that_knows_the_old_one() -> None:
