@@ -10,13 +10,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.broker import Outgoing, Record
+from engine.broker import Outgoing, Record, Source
 from engine.dead_letters import Content, Letter, Replay, read_letter, write_replay
 from engine.flows import Flow
 from engine.inline import InlineExecutor
 from engine.kafka import KafkaBroker
 from engine.memory import MemoryBroker
 from engine.runs import repeat_id_of, run_id_of
+from engine.settings import Settings
 from engine.states import Envelope, State, StateChange, utc
 from engine.stops import LIMIT_RECORDS, write_resumed
 from engine.translator import write_scheduled
@@ -31,8 +32,10 @@ class Place:
     def __init__(self, kafka: str, memory: MemoryBroker, stack: AsyncExitStack) -> None:
         self._kafka, self._memory, self._stack = kafka, memory, stack
 
-    async def start(self, *wanted: Flow[..., object], **options: object) -> AppUnderTest:
-        settings = fresh_settings(kafka=self._kafka, **options) if self._kafka else fresh_settings(**options)
+    async def start(self, *wanted: Flow[..., object], settings: Settings | None = None, **options: object) -> AppUnderTest:
+        """With ``settings`` of another one it shares its topics and groups."""
+        if settings is None:
+            settings = fresh_settings(kafka=self._kafka, **options) if self._kafka else fresh_settings(**options)
         broker, log = (KafkaBroker(settings), KafkaBroker(settings)) if self._kafka else (self._memory, self._memory)
         app = AppUnderTest(settings, wanted, broker, InlineExecutor(), log)
         self._stack.push_async_callback(app.close)
@@ -235,3 +238,28 @@ async def test_a_topic_where_nearly_all_fails_is_stopped_alone_and_loses_nothing
     letters = [one for record in await app.records(app.settings.dead_letters_topic) if (one := read_letter(record))]
     assert len(letters) == len(ids)
     assert app.app.readiness()["intake"] == "ok"
+
+
+async def test_each_engine_counts_letters_by_itself_and_a_restart_goes_on(place: Place) -> None:
+    """One of two has stopped the topic; the other reads its own partition on, and who comes next reads on, too."""
+    first = await place.start(flows.errand, dead_letter_limit=0.5, event_partitions=2)
+    second = await place.start(flows.errand, settings=first.settings)
+    assigned = {app: app.app._intake._source for app in (first, second)}
+    topic = first.topic("errands")
+    await eventually(lambda: all(_partitions(source, topic) for source in assigned.values()))
+    [mine] = _partitions(assigned[first], topic)
+    [other] = _partitions(assigned[second], topic)
+    bad = [Outgoing(topic, None, BAD, first.headers(f"bad-{n}"), mine) for n in range(LIMIT_RECORDS)]
+    await first.write(*bad)
+    await eventually(lambda: "dead_letter_limit" in first.app.readiness()["intake"])
+    await first.send_record("errands", b'{"name": "held"}', first.headers("held"), partition=mine)
+    await first.send_record("errands", b'{"name": "other"}', first.headers("other"), partition=other)
+    assert (await first.run("errand", "other")).result == "OTHER"
+    assert second.app.readiness()["intake"] == "ok"
+    assert first.ends(first.run_id("errand", "held")) == []
+    await first.stop()  # a restart, a deployment: the partition is the other's, which has counted none of it
+    assert (await second.run("errand", "held")).result == "HELD"
+
+
+def _partitions(source: Source, topic: str) -> list[int]:
+    return [number for name, number in source.assignment if name == topic]
