@@ -68,11 +68,18 @@ class Deaths:
         #: Lost results that nobody needs: not wanted while Dask looks which it has to make again.
         self._spared: list[TaskState] = []
 
-    def run_again(self, death: Death, known_of: Callable[[str], Report | None]) -> list[Report]:
-        """Reports of the tasks that had begun there: they run again by themselves, and that is their next attempt.
+    def hear(self, death: Death, known_of: Callable[[str], Report | None]) -> list[Report]:
+        """A worker is gone; answers what is to be told of that.
 
         ``known_of`` answers the latest report of a key, None for keys that are not ours.
         """
+        if death.worker in self._scheduler.workers:
+            return []  # whoever wrote that into the log of events
+        self._spare(death, known_of)
+        return self._run_again(death, known_of)
+
+    def _run_again(self, death: Death, known_of: Callable[[str], Report | None]) -> list[Report]:
+        """Reports of the tasks that had begun there: they run again by themselves, and that is their next attempt."""
         told: list[Report] = []
         for key in death.processing:
             known, task = known_of(key), self._scheduler.tasks.get(key)
@@ -91,7 +98,7 @@ class Deaths:
             told.append(msgspec.structs.replace(known, **details))
         return told
 
-    def spare(self, death: Death, known_of: Callable[[str], Report | None]) -> None:
+    def _spare(self, death: Death, known_of: Callable[[str], Report | None]) -> None:
         """Results that were there alone and that nobody needs now are not made again: who comes to need one makes it."""
         holder = self._scheduler.clients.get(HOLDER)
         for key in death.lost:

@@ -61,6 +61,11 @@ class DaskGraph:
         task = self._scheduler.tasks.get(key)
         return None if task is None or task.run_spec is None else task
 
+    def has(self, key: str) -> bool:
+        """Whether the scheduler has the task, and has not let its result go."""
+        task = self._scheduler.tasks.get(key)
+        return task is not None and task.state != "released"
+
     def create(self, pending: Pending) -> tuple[list[str], list[Call]]:
         """Make these tasks; at the end of it those that can run are on their way to a worker.
 

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Protocol
 
 import msgspec
 
 from engine.parcels import Outcome, Parcel
-from engine.states import Failure, State
+from engine.states import Failure, State, later, utc
 
 #: A place in a call's arguments: (VALUE, n, 0) is its n-th dependency, (LIST, n, m) those from n up to m, (ITEM, n, i)
 #: element i of its n-th dependency.
@@ -135,6 +136,11 @@ class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def is_retried(self) -> bool:
         """Whether the attempt is over and another one follows."""
         return self.state is State.RETRYING or self.retry_in_seconds is not None
+
+    @property
+    def next_attempt_at(self) -> datetime | None:
+        """When the wait before the next attempt is over; None where nobody waits for it."""
+        return None if self.retry_in_seconds is None else later(utc(self.at), self.retry_in_seconds)
 
     @property
     def has_value(self) -> bool:

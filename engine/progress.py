@@ -17,7 +17,7 @@ from engine.planning import Feed, Outcome, Planned, PlannedCall, PlannedEnd, Pla
 from engine.recovery import BAD, above_open_children, failures
 from engine.retries import Retry
 from engine.runs import FlowRun, logical
-from engine.states import ABSENT, Failure, State, StateChange, later, utc
+from engine.states import ABSENT, Failure, State, StateChange, utc
 from engine.steps import Step
 from engine.tries import Tries
 
@@ -261,9 +261,7 @@ class Progress:
         if report.state is State.COMPLETED:
             self._complete(step, index, node, report)
         elif report.is_retried:
-            wait_seconds = report.retry_in_seconds
-            next_at = None if wait_seconds is None else later(utc(report.at), wait_seconds)
-            details = {"error": report.error, "next_attempt_at": next_at, "reason": report.remark}
+            details = {"error": report.error, "next_attempt_at": report.next_attempt_at, "reason": report.remark}
             step.changes.append(self._tell(node, State.RETRYING, report.at, report.attempt, handled=report.handled, **details))
         elif report.state in BAD:
             self._end_badly(step, index, node, report)

@@ -85,8 +85,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         for worker in scheduler.workers:
             self.add_worker(scheduler, worker)
         self._graph, self._names = DaskGraph(scheduler), Names(scheduler)
-        self._waits = Waits(scheduler, self._report_of)
-        self._deaths = Deaths(scheduler, self._graph)
+        self._waits, self._deaths = Waits(scheduler, self._report_of), Deaths(scheduler, self._graph)
         self._parcels = HeldParcels(scheduler, self._graph, self._names, self._tell_owner)
         scheduler.handlers["engine_token"] = self.tell_token
         scheduler.handlers[KEYS] = self.tell_keys
@@ -122,9 +121,8 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         held = self._runs.get(run_id)
         if held is None or client not in self.scheduler.clients or app not in (None, held.slot[0]):
             return {}
-        tasks = self.scheduler.tasks
         # A result that was lost, and that no task needs, would have to be made again for whoever looks.
-        keys = [key for key in held.keys.values() if key in tasks and tasks[key].state != "released"]
+        keys = [key for key in held.keys.values() if self._graph.has(key)]
         self.scheduler.client_desires_keys(keys, client)
         return {"keys": sorted(keys), "shared": held.shared if held.shared in keys else None}
 
@@ -213,10 +211,8 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Called by the scheduler for what it logs: a worker's end comes by before its tasks are given to others."""
-        death = read_death(topic, msg)
-        if death is not None and death.worker not in self.scheduler.workers:
-            self._deaths.spare(death, self._report_of)
-            self._take(self._deaths.run_again(death, self._report_of))
+        if (death := read_death(topic, msg)) is not None:
+            self._take(self._deaths.hear(death, self._report_of))
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Called by the scheduler when a worker's tasks have been given to others."""
