@@ -197,7 +197,7 @@ class Checkpointer:
         value, headers = write_block(self._settings.app, partition, ledger.epoch, utc(time.time()), block)
 
         def refused(error: RecordTooLarge) -> None:
-            self._blocks.discard(partition)
+            self._blocks.pop(partition, None)
             self._shrink(error)
 
         self._publisher.append(value, headers, partition, lambda position: self._keep(ledger, position.offset, block), refused)

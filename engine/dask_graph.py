@@ -149,8 +149,12 @@ class DaskGraph:
             self.revive(task)
             return
         gate = self._scheduler.tasks.get(_GATE)
-        if gate is None or gate not in task.dependencies or decode_call(task.run_spec.args[0]).attempt >= call.attempt:
+        before = decode_call(task.run_spec.args[0])
+        if gate is None or gate not in task.dependencies or before.attempt >= call.attempt:
             return
+        if before.deaths:  # of which the engine, that sends the next attempt, need not know
+            call = msgspec.structs.replace(call, deaths=before.deaths)
+            encoded = encode_call(call)
         task.run_spec = _task_of(task.key, call, encoded)
         _unlink(task, gate)
         self._scheduler.transitions({task.key: "released"}, f"engine-again-{time.time()}")

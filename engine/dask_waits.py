@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from distributed import Scheduler
 from distributed.scheduler import TaskState
 
+from engine.dask_graph import DaskGraph
 from engine.executor import Report, encode_reports, index_of, run_of
 from engine.states import Failure, State
 
@@ -18,9 +19,10 @@ from engine.states import Failure, State
 class Waits:
     """The keys that are waited for."""
 
-    def __init__(self, scheduler: Scheduler, report_of: Callable[[str], Report | None]) -> None:
+    def __init__(self, scheduler: Scheduler, graph: DaskGraph, report_of: Callable[[str], Report | None]) -> None:
         """``report_of`` answers the last report of a key."""
         self._scheduler = scheduler
+        self._graph = graph
         self._report_of = report_of
         self._workers: dict[str, set[str]] = {}
 
@@ -36,6 +38,8 @@ class Waits:
         self._workers.setdefault(key, set()).add(worker)
         if task is None or task.state in ("memory", "erred"):
             self.end(key, task)
+        elif task.state == "released":
+            self._graph.revive(task)  # lost with its worker when nobody needed it
 
     def end(self, key: str, task: TaskState | None) -> None:
         """Tell those who wait for ``key`` what it has come to; ``task`` is None where it is not here any more."""

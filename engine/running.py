@@ -260,7 +260,7 @@ class Attempt:
             verdict = judge(self._task.retry, error)
             wait_seconds = next_wait_seconds(
                 self._task.retry,
-                self._call.attempt,
+                self._call.attempt - self._call.deaths,  # the policy is for what user code raises
                 is_final=verdict.is_final,
                 retry_after_seconds=verdict.retry_after_seconds,
             )

@@ -85,7 +85,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         for worker in scheduler.workers:
             self.add_worker(scheduler, worker)
         self._graph, self._names = DaskGraph(scheduler), Names(scheduler)
-        self._waits, self._deaths = Waits(scheduler, self._report_of), Deaths(scheduler, self._graph)
+        self._waits, self._deaths = Waits(scheduler, self._graph, self._report_of), Deaths(scheduler, self._graph)
         self._parcels = HeldParcels(scheduler, self._graph, self._names, self._tell_owner)
         scheduler.handlers["engine_token"] = self.tell_token
         scheduler.handlers[KEYS] = self.tell_keys

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from engine import flow, on, task
+from engine import Retry, fixed, flow, on, task
 
 
 @task
@@ -58,6 +58,23 @@ def voyage(folder: str) -> Any:
     for n in range(4):
         after(folder, quick(folder, f"quick {n}"))
     return hold(folder, treasure(folder))
+
+
+@task(retry=Retry(2, wait=fixed(0.01)))
+def stumble(folder: str) -> str:
+    """Its first worker is killed, its second attempt fails: one of the two that it has."""
+    _note(folder, f"hold {os.getpid()}")
+    begun = Path(folder, "notes").read_text().count("hold")
+    while begun == 1:
+        threading.Event().wait(0.01)
+    if begun == 2:
+        raise ConnectionError("once")
+    return "there"
+
+
+@flow(on("stumbles"))
+def trip(folder: str) -> str:
+    return stumble(folder)
 
 
 @flow(on("splits"))

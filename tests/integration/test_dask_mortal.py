@@ -34,7 +34,7 @@ def mortal_dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedDask
 @pytest.fixture
 async def app(kafka: str, mortal_dask: SharedDask, tmp_path: Path) -> AsyncIterator[AppUnderTest]:
     apps = Apps(kafka, mortal_dask.address)
-    app = await apps.start(flows.voyage, flows.family, http="127.0.0.1:0", results=f"file://{tmp_path}/results")
+    app = await apps.start(flows.voyage, flows.family, flows.trip, http="127.0.0.1:0", results=f"file://{tmp_path}/results")
     yield app
     await apps.close()
 
@@ -98,6 +98,18 @@ async def test_a_parent_whose_worker_dies_finds_its_children_again(app: AppUnder
     assert (run.end.state, run.result) == (S.COMPLETED, ["child 0", "child 1", "late child"])
     assert len({change.task_run_id for change in run.of("quick")}) == 3, "two children, and the late one"
     assert Counter(run.states("parent")) == {S.SCHEDULED: 1, S.RUNNING: 2, S.RETRYING: 1, S.COMPLETED: 1}
+
+
+async def test_a_death_takes_none_of_the_attempts_that_a_retry_policy_gives(app: AppUnderTest, tmp_path: Path) -> None:
+    id = await app.send("stumbles", {"folder": str(tmp_path)})
+    await eventually(lambda: len(holders(tmp_path)) == 1, PATIENCE_SECONDS)
+    await app.heard(task="stumble", state=S.RUNNING)
+    os.kill(holders(tmp_path)[0], signal.SIGKILL)
+    run = await app.run("trip", id)
+    assert (run.end.state, run.result) == (S.COMPLETED, "there")
+    assert [(c.state, c.attempt) for c in run.of("stumble") if c.state is not S.SCHEDULED] == [
+        *((S.RUNNING, 1), (S.RETRYING, 1), (S.RUNNING, 2), (S.RETRYING, 2), (S.RUNNING, 3), (S.COMPLETED, 3))
+    ]
 
 
 async def test_while_the_scheduler_is_away_readyz_says_so_and_open_runs_go_on_when_it_is_back(

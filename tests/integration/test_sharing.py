@@ -349,6 +349,8 @@ class TestARunThatIsNotOpen:
             kept = attached.future("t")
             waiting = client.submit(plus_one, kept, workers=["tcp://127.0.0.1:1"], key="waiting")
             assert await kept == "old"
+            while "waiting" not in await client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks)):
+                pass  # else the run might begin anew first, and what waits would wait for the new one's
             fake.release()
             fake.submit({"t-0": "new"})
             await eventually(lambda: kept.cancelled() and waiting.cancelled())
