@@ -187,8 +187,8 @@ async def test_a_replay_keeps_the_time_of_its_event(place: Place, tmp_path: Path
         event = (await app.run_of(repeat_id_of(app.run_id("errand", id), "again"))).changes[0].event
         assert event is not None
         assert event.at == letter.details.event_at
-    third = [as_letter(record) for record in await app.letters(3)][-1]
-    assert (third.details.replay, third.details.event_at) == ("again", letters["run-failed"].details.event_at)
+    [third] = [one for one in map(as_letter, await app.letters(3)) if one.details.replay == "again"]  # in any order
+    assert third.details.event_at == letters["run-failed"].details.event_at
 
 
 async def test_an_app_that_no_event_starts_takes_replays_of_what_was_started_by_hand(place: Place, tmp_path: Path) -> None:
