@@ -25,6 +25,8 @@ class Path:
         self.last_seq = 0
         #: A producer's repeat may have been written once more, in a trace of its own: either is the run's.
         self.traces = {scheduled.trace_id}
+        #: Where its event lay: as above.
+        self.origins = {_origin(scheduled)}
         self._trace = ""
         #: The first telling of each step.
         self.said: dict[int, Change] = {0: scheduled}
@@ -72,6 +74,7 @@ class Path:
 
     def _take_scheduled(self, change: Change) -> None:
         self.traces.add(change.trace_id)
+        self.origins.add(_origin(change))
         mine, other = self.scheduled, change
         if (mine.flow, mine.repeats, _identity(mine)) != (other.flow, other.repeats, _identity(other)):
             self._wrong("merged", change, f"is of another event or flow than offset {mine.offset}")
@@ -114,6 +117,10 @@ def paths_of(topics: Topics) -> Paths:
 
 def _fold(changes: list[Change]) -> dict[str, str]:
     return {change.task_run_id: change.state for change in sorted(changes, key=lambda one: one.seq)}
+
+
+def _origin(change: Change) -> str:
+    return "" if change.event is None else change.event.place
 
 
 def _identity(change: Change) -> object:
