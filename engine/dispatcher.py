@@ -10,8 +10,9 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
 from engine.broker import Broker, Outgoing, Partition, Record, Sink
 from engine.cancellations import is_cancellation, read_cancellation
@@ -29,7 +30,11 @@ from engine.settings import Settings
 from engine.shelf_reader import ShelfReader
 from engine.states import Ownership, StateChange, is_ownership, is_scheduled, read, type_of, utc, write_ownership
 
+T = TypeVar("T")
+
 _POLL_SECONDS = 0.2
+#: Between two tries to take a partition over while Kafka is away.
+_BACKOFF_SECONDS = 0.5
 #: While reading pauses: nothing comes, and what waits may be worked off sooner than that.
 _PAUSED_SECONDS = 0.02
 _COMMIT_INTERVAL_SECONDS = 1.0
@@ -80,7 +85,12 @@ class Dispatcher:
             while not self._is_stopping:
                 timeout_seconds = _PAUSED_SECONDS if self._paused else _POLL_SECONDS
                 records = await self._source.poll(timeout_seconds=timeout_seconds, max_records=self._settings.poll_records)
-                has_news = await self._take_all(records)
+                try:
+                    has_news = await self._take_all(records)
+                except KafkaUnavailable:
+                    if not self._is_stopping:
+                        raise
+                    break  # what was being taken over is the next owner's
                 self._driver.nudge()
                 self._regulate()
                 self._checkpointer.consider(self._undoubted())
@@ -140,10 +150,11 @@ class Dispatcher:
             logger.info("taking over partitions of the state topic", partitions=new)
         if kept := sorted((self._topic, number) for number in numbers & set(self._ledgers)):
             self._doubtful.update({number: sys.maxsize for _, number in kept})  # until we know more
-            self._doubtful.update({number: end for (_, number), end in (await self._source.end_offsets(kept)).items()})
+            ends = await self._patiently(lambda: self._source.end_offsets(kept))
+            self._doubtful.update({number: end for (_, number), end in ends.items()})
         starts: dict[Partition, int] = {}
         for number in numbers:
-            ledger = self._ledgers.get(number) or await self._take_over(number)
+            ledger = self._ledgers.get(number) or await self._take_over_patiently(number)
             starts[self._topic, number] = ledger.next_offset
         return starts
 
@@ -160,6 +171,25 @@ class Dispatcher:
             if ledger is None or ledger.next_offset >= end:
                 del self._doubtful[number]
         return [ledger for number, ledger in self._ledgers.items() if number not in self._doubtful]
+
+    async def _take_over_patiently(self, number: int, *, from_checkpoint: bool = True) -> Ledger:
+        """Begun anew it writes another ownership record, which is as good as the first."""
+        return await self._patiently(lambda: self._take_over(number, from_checkpoint=from_checkpoint))
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask again until Kafka answers: it may go in the middle of a takeover, too. Raises KafkaUnavailable when stopping."""
+        has_told = False
+        while True:
+            try:
+                return await ask()
+            except KafkaUnavailable as error:
+                # The partition stays paused, and nothing of it is lost; without Kafka nobody else can take it over either.
+                if self._is_stopping:
+                    raise
+                if not has_told:
+                    logger.warning("a takeover waits for Kafka", error=str(error))
+                has_told = True
+                await asyncio.sleep(_BACKOFF_SECONDS)
 
     async def _take_over(self, number: int, *, from_checkpoint: bool = True) -> Ledger:
         ownership = Ownership(number, self._owner, utc(time.time()))
@@ -209,7 +239,7 @@ class Dispatcher:
                 else:
                     logger.warning("partition was taken over by another engine and came back", partition=number)
                 self._drop(number)
-                taken = await self._take_over(number, from_checkpoint=not ledger.is_misled)
+                taken = await self._take_over_patiently(number, from_checkpoint=not ledger.is_misled)
                 self._source.seek((self._topic, number), taken.next_offset)
         return has_news
 
