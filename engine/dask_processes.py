@@ -39,12 +39,8 @@ class _SchedulerInfo(msgspec.Struct):
     services: dict[str, int]
 
 
-class _Worker(msgspec.Struct):
-    name: str | int
-
-
-class _Identity(msgspec.Struct):
-    workers: dict[str, _Worker]
+class _Counts(msgspec.Struct):
+    workers: int
 
 
 def default_workers() -> int:
@@ -118,7 +114,8 @@ class DaskProcesses:
             if (ended := next((child for child in children if child.exit_code is not None), None)) is not None:
                 # The last one watches over all; this one tells its own story.
                 await ended.until(_never, self._start_seconds)
-            return self._info is not None and set(names) <= await _known_workers(self._info)
+            running = len(self._children.names(WORKER_PREFIX))
+            return self._info is not None and await _count_workers(self._info) >= running
 
         for child in children[-1:]:
             await child.until(are_known, self._start_seconds)
@@ -173,11 +170,10 @@ def _read(file: Path) -> _SchedulerInfo | None:
         return None  # Not yet: asked again.
 
 
-async def _known_workers(info: _SchedulerInfo) -> set[str]:
-    status, body = await get(_LOOPBACK, info.services["dashboard"], "/json/identity.json")
-    if status != 200:
-        return set()
-    return {str(worker.name) for worker in msgspec.json.decode(body, type=_Identity).workers.values()}
+async def _count_workers(info: _SchedulerInfo) -> int:
+    # Not identity.json, which has the names: where workers are busy it fails, as their metrics have keys that are no text.
+    status, body = await get(_LOOPBACK, info.services["dashboard"], "/json/counts.json")
+    return msgspec.json.decode(body, type=_Counts).workers if status == 200 else 0
 
 
 async def _never() -> bool:

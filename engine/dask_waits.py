@@ -6,7 +6,7 @@ Runs inside the scheduler, in its event loop; with the other rooms of the cluste
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from distributed import Scheduler
 from distributed.scheduler import TaskState
@@ -53,6 +53,11 @@ class Waits:
         for worker in workers:
             if worker in self._scheduler.workers:
                 self._scheduler.worker_send(worker, {"op": "engine-ended", "key": key, "who_has": who_has, "report": report})
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Nobody is to hear of these any more."""
+        for key in keys:
+            self._workers.pop(key, None)
 
     def _why(self, key: str, task: TaskState | None) -> Report:
         """The report of the failure that left ``key`` without a value."""

@@ -24,7 +24,7 @@ from tornado.ioloop import PeriodicCallback
 
 from engine.deadlines import end_hung_process
 from engine.errors import ResultStoreError
-from engine.executor import Call, Report, decode_call, decode_reports, encode_reports
+from engine.executor import Call, Report, decode_call, decode_reports, encode_reports, run_of
 from engine.logs import logger
 from engine.packing import run_parcel
 from engine.parcels import Outcome, decode_parcel, encode_outcomes
@@ -154,6 +154,9 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         """Runs were cancelled: stop their tasks, and begin none of these packed runs."""
         for key in keys:
             stop(key)
+        runs = {run_of(key) for key in keys}
+        for key in [key for key in self._awaited if run_of(key) in runs]:
+            del self._awaited[key]  # who waits for it is stopped, and nobody tells
         self._stopped.update(packed)
 
     def _await(self, key: str, future: Future[Any]) -> None:

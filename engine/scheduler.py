@@ -240,8 +240,8 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         if held is None or held.client != client:
             return
         self._graph.stop(held.keys.values())
-        for key in held.keys.values():
-            self._waits.end(key, None)
+        # Parents that wait for children are stopped themselves: told of a lost child as well, they would be hit cleaning up.
+        self._waits.forget(held.keys.values())
         self.release(client, run_id, 0.0)
 
     def send_parcel(self, client: str, app: str, parcel: bytes, owners: list[tuple[int, int]]) -> None:

@@ -51,10 +51,7 @@ async def test_running_tasks_are_stopped_and_nothing_more_begins(apps: Apps, tmp
     run = await app.run_of(run_id)
     assert_cancelled(run)
     left = Counter({"spin": 2, "left spin": 2, "wait": 1, "left wait": 1, "parent": 1, "left parent": 1})
-    try:
-        await eventually(lambda: notes(tmp_path) == left)
-    except AssertionError:
-        raise AssertionError(notes(tmp_path)) from None
+    await eventually(lambda: notes(tmp_path) == left)
     await until_nothing_is_held(apps.dask, run_id)
     await app.cancel(run_id)  # it has ended: nobody minds
     assert not [change for change in app.changes if change.run_id == run_id and change.seq > run.end.seq]
