@@ -21,6 +21,7 @@ from engine.dask_deaths import Deaths, crashed, read_death
 from engine.dask_graph import DaskGraph, Pending
 from engine.dask_names import Names
 from engine.dask_parcels import HeldParcels
+from engine.dask_runs import HeldRun
 from engine.dask_waits import Waits
 from engine.executor import Call, Report, decode_call, decode_reports, encode_call, encode_reports, index_of, run_of
 from engine.parcels import decode_parcel
@@ -40,22 +41,6 @@ PARCELS = "engine-parcels"
 _CLIENT_INTERVAL_SECONDS = 0.005
 
 
-class _Held:
-    """A run whose keys the scheduler keeps, and what its calls have come to."""
-
-    __slots__ = ("client", "keys", "reports", "shared", "slot", "spawned")
-
-    def __init__(self, slot: tuple[str, int], client: str) -> None:
-        self.slot = slot
-        self.client = client
-        #: By index.
-        self.keys: dict[str, str] = {}
-        #: The latest report of each call, in the order of their ends: a flow that is gone through again hears them so.
-        self.reports: dict[str, Report] = {}
-        self.spawned: list[Report] = []
-        self.shared: str | None = None
-
-
 class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
     """Holds the keys of open runs, refuses submissions of owners that lost their partition, passes reports on."""
 
@@ -69,7 +54,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         #: How many tasks a run of each app may have.
         self._limits: dict[str, int] = {}
         self._owners: dict[tuple[str, int], tuple[int, str]] = {}
-        self._runs: dict[str, _Held] = {}
+        self._runs: dict[str, HeldRun] = {}
         #: Results of ended runs that stay for a while: their keys, and the timers that end it.
         self._kept: dict[str, tuple[str, object]] = {}
         self._graph: DaskGraph
@@ -154,7 +139,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
                 # Left by another run of this id (its log was cleared, or it belonged to another app): where Dask has a
                 # result it runs nothing, and nobody would ever report one.
                 self._let_go(run_id)
-                held = self._runs[run_id] = _Held(slot, client)
+                held = self._runs[run_id] = HeldRun(slot, client)
             elif is_anew and (held.spawned or held.reports):
                 # The owner is new, or was away: what it missed is told again, children first.
                 self._send(client, [*held.spawned, *held.reports.values()])
@@ -267,7 +252,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     # --- Tasks and names ------------------------------------------------------------------------------------------------
 
-    def _add(self, held: _Held, call: Call, encoded: bytes, pending: Pending) -> None:
+    def _add(self, held: HeldRun, call: Call, encoded: bytes, pending: Pending) -> None:
         """Enter a call into the graph that is to be made, unless the scheduler has it."""
         key = call.key
         if call.index in held.keys and (task := self._graph.get(key)) is not None:
@@ -291,7 +276,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         at = time.time()
         self._take([Report(c.run_id, c.index, State.CRASHED, c.attempt, 0.0, at, "", failure) for c in refused])
 
-    def _spawn(self, held: _Held, report: Report, pending: Pending) -> Report:
+    def _spawn(self, held: HeldRun, report: Report, pending: Pending) -> Report:
         """Children that a task has started. Those that are here run on; the engine is told of all, and skips what it knows."""
         told: list[Call] = []
         new: list[str] = []
@@ -330,9 +315,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         for report in reports:
             held = self._runs.get(report.run_id)
             if held is not None:
-                if not report.spawned:
-                    held.reports.pop(report.index, None)  # so that the order is that of the ends
-                    held.reports[report.index] = report
+                held.hear(report)
                 by_client.setdefault(held.client, []).append(report)
         for client, own in by_client.items():
             self._send(client, own)

@@ -19,10 +19,12 @@ from engine.kafka import KafkaBroker
 from engine.runs import run_id_of
 from engine.settings import Settings
 from engine.states import Ownership, State, StateChange, encode, read
-from tests.acceptance.conftest import PATIENCE_SECONDS, SOURCE, Stack, command_environment
+from tests.acceptance.conftest import PATIENCE_SECONDS, Stack, command_environment
 from tests.waiting import eventually
 
 APP = f"rolling-{uuid.uuid4().hex[:8]}"
+#: Of its own events: other tests send to the topic, too.
+SOURCE = f"/tests/{APP}"
 PARTITIONS = 4
 
 

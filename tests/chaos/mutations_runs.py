@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -53,8 +54,9 @@ def swap_two_changes(histories: Histories, pick: Pick) -> Histories:
     log = Log(histories)
     run_id = run_of(pick(log.inner()))
     mine = [one for one in log.of(run_id) if kind_of(one) != "flow_run.scheduled"]
-    first = pick(mine[:-1])
-    second = mine[mine.index(first) + 1]
+    # Of one owner: put before its ownership, or behind the next one's, a change would be void, which is another fault.
+    pairs = [pair for pair in pairwise(mine) if data_of(pair[0])["epoch"] == data_of(pair[1])["epoch"]]
+    first, second = pick(pairs)
     here, there = log.records.index(first), log.records.index(second)
     log.records[here], log.records[there] = second, first
     return log.histories()

@@ -17,27 +17,30 @@ S = State
 
 
 async def test_killed_while_children_and_a_map_are_under_way_another_engine_goes_on(apps: Apps, tmp_path: Path) -> None:
-    watching = apps.make(flows.tree, flows.unknown_map)
     trees, lists = tmp_path / "trees", tmp_path / "lists"
     trees.mkdir()
     lists.mkdir()
-    async with engine_process(watching.settings, tmp_path / "first.log", "tests.integration.flows_growing") as first:
-        await watching.follow_only()
-        tree = await watching.send("trees", {"folder": str(trees), "depth": 3})
-        listed = await watching.send("lists", {"folder": str(lists), "number": 10})
-        await eventually(lambda: sum(line.startswith("leaf") for line in notes(trees)) == 6)
-        await eventually(lambda: sum(line.startswith("after") for line in notes(lists)) == 9)
-        first.kill()
-        await first.wait()
-    for folder in (trees, lists):
-        (folder / "go").touch()
-    await apps.start(flows.tree, flows.unknown_map, settings=watching.settings)
-    for name, id, result in (("tree", tree, 8), ("unknown_map", listed, sum(range(10)))):
-        run = await watching.run(name, id)
-        assert run.result == result
-        assert [change.seq for change in run.changes] == list(range(len(run.changes)))
-    for folder in (trees, lists):
-        assert max(Counter(notes(folder)).values()) == 1, "nothing finished ran again"
+    # Three of its tasks wait: where those had all threads of a worker, what Dask has given to that one would wait, too.
+    async with dask_of_ones_own(tmp_path / "dask", child_environment(), threads=4) as dask:
+        watching = apps.make(flows.tree, flows.unknown_map, dask=dask.address)
+        async with engine_process(watching.settings, tmp_path / "first.log", "tests.integration.flows_growing") as first:
+            await watching.follow_only()
+            tree = await watching.send("trees", {"folder": str(trees), "depth": 3})
+            listed = await watching.send("lists", {"folder": str(lists), "number": 10})
+            await eventually(lambda: sum(line.startswith("leaf") for line in notes(trees)) == 6)
+            await eventually(lambda: sum(line.startswith("after") for line in notes(lists)) == 9)
+            first.kill()
+            await first.wait()
+        for folder in (trees, lists):
+            (folder / "go").touch()
+        second = await apps.start(flows.tree, flows.unknown_map, settings=watching.settings)
+        for name, id, result in (("tree", tree, 8), ("unknown_map", listed, sum(range(10)))):
+            run = await watching.run(name, id)
+            assert run.result == result
+            assert [change.seq for change in run.changes] == list(range(len(run.changes)))
+        for folder in (trees, lists):
+            assert max(Counter(notes(folder)).values()) == 1, "nothing finished ran again"
+        await second.stop()
 
 
 async def test_a_thousand_runs_of_all_shapes_leave_nothing_behind(apps: Apps, tmp_path: Path) -> None:
