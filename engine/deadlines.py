@@ -118,9 +118,9 @@ class Watchdog:
             watch = self._named.get(name)
             if watch is None:
                 return False
-            if not watch.has_fired:
-                watch.due_at = time.monotonic()
-                watch.stuck_at = watch.due_at + watch.grace_seconds
+            if watch.is_open and not watch.has_fired:
+                # Here and not by the thread: whatever the caller does next, the code cannot notice that before this.
+                self._act(watch, time.monotonic())
                 self._changed.notify()
             return True
 

@@ -68,10 +68,9 @@ class Driver:
         #: Flows that are being gone through, for the first time or again.
         self._begins: set[asyncio.Task[None]] = set()
         self._ledgers: Mapping[int, Ledger] = {}
-        self._packer = Packer(settings, flows, executor, publisher, tracer, self._on_packed_end)
+        packer = self._packer = Packer(settings, flows, executor, publisher, tracer, self._on_end)
         # See engine.executor.Listener: what is said of parcels is the packer's.
-        self.on_outcomes, self.on_deaths = self._packer.on_outcomes, self._packer.on_deaths
-        self.on_refused = self._packer.on_refused
+        self.on_outcomes, self.on_deaths, self.on_refused = packer.on_outcomes, packer.on_deaths, packer.on_refused
 
     async def start(self, ledgers: Mapping[int, Ledger]) -> None:
         """Connect to the cluster. ``ledgers`` are those of the partitions owned, by number. Raises DaskUnavailable."""
@@ -107,7 +106,13 @@ class Driver:
         driven = self._driven.get(run.run_id)
         if driven is not None:
             self._cancel(driven)
-        elif not self._packer.cancel(run) and self.waitlist.withdraw(ledger, run):
+        elif run.run_id in self._packer or self.waitlist.withdraw(ledger, run):
+            self._cancel_waiting(ledger, run)
+
+    def _cancel_waiting(self, ledger: Ledger, run: FlowRun) -> None:
+        if self._packer.takes(run.flow):
+            self._packer.cancel(ledger, run)
+        else:
             self._cancel(self._new(ledger, run))
 
     def _cancel(self, driven: Driven) -> None:
@@ -155,7 +160,7 @@ class Driver:
         starts: list[Start] = []
         for ledger, run in batch:
             if run.cancelled is not None:  # between being taken and now
-                self._cancel(self._new(ledger, run))
+                self._cancel_waiting(ledger, run)
                 continue
             if self._packer.takes(run.flow):
                 self._packer.add(ledger, run)
@@ -191,17 +196,16 @@ class Driver:
         return begin
 
     def _new(self, ledger: Ledger, run: FlowRun) -> Driven:
-        settings = self._settings
         flow = self._flows.get(run.flow)
         progress = Progress(
             run,
             ledger.epoch,
             is_async=flow is not None and flow.is_async,
             retry=None if flow is None else flow.retry,
-            max_tasks=settings.max_run_tasks,
-            window=settings.map_window,
+            max_tasks=self._settings.max_run_tasks,
+            window=self._settings.map_window,
         )
-        driven = Driven(progress, ledger, settings.app, run_context(run.traceparent or "", run.run_id))
+        driven = Driven(progress, ledger, self._settings.app, run_context(run.traceparent or "", run.run_id))
         self._driven[run.run_id] = driven
         return driven
 
@@ -263,8 +267,7 @@ class Driver:
         self._executor.submit(submissions)
 
     def _do(self, driven: Driven, step: Step, submissions: list[Submission]) -> None:
-        progress = driven.progress
-        run_id = driven.run_id
+        progress, run_id = driven.progress, driven.run_id
         # First the changes: what is submitted because of a decision waits for its acknowledgement.
         self._tell(driven, step, is_decision=step.is_decision)
         self._submit(driven, step.submit, submissions)
@@ -321,10 +324,9 @@ class Driver:
             if ends:
                 parent = run.traceparent or ""
                 self._tracer.run(driven.context, parent, change, self._settings.app, run.running_at, change.error)
-                self.waitlist.end(ledger, run)
-                self._wake.set()
+                self._on_end(ledger, run)
 
-    def _on_packed_end(self, ledger: Ledger, run: FlowRun) -> None:
+    def _on_end(self, ledger: Ledger, run: FlowRun) -> None:
         self.waitlist.end(ledger, run)
         self.nudge()
 
@@ -336,8 +338,7 @@ class Driver:
             driven.ledger.close(run_id)
             keep_seconds = self._settings.result_ttl_seconds if driven.progress.keeps_result else 0.0
             self._executor.release(run_id, keep_seconds)
-            if self.waitlist.has_ready:
-                self._wake.set()
+            self.nudge()
 
     def _forget(self, run_id: str) -> None:
         driven = self._driven.pop(run_id)

@@ -78,6 +78,9 @@ class Packer:
     def __len__(self) -> int:
         return len(self._runs)
 
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._runs
+
     def takes(self, flow: str) -> bool:
         """Whether runs of this flow are packed."""
         return flow in self._flows
@@ -99,11 +102,11 @@ class Packer:
         for name, ready in self._ready.items():
             self._ready[name] = deque(packed for packed in ready if packed.ledger.partition != partition)
 
-    def cancel(self, run: FlowRun) -> bool:
-        """The run is to end now; False where it is not here. A worker that is at it is not disturbed, and not heard."""
+    def cancel(self, ledger: Ledger, run: FlowRun) -> None:
+        """The run is to end now, also where only an earlier owner had it here. A worker that is at it is not heard."""
         packed = self._runs.get(run.run_id)
         if packed is None:
-            return False
+            packed = self._runs[run.run_id] = _Run(ledger, run, self._settings.app)
         if packed.timer is not None:
             packed.timer.cancel()
         self._parcels.drop([run.run_id])
@@ -112,7 +115,6 @@ class Packer:
             ready.remove(packed)
         self._executor.cancel_packed([run.run_id])
         self._finish(packed, State.CANCELLED, time.time(), {"tasks": _EMPTY, "reason": run.cancelled})
-        return True
 
     def close(self) -> None:
         """Wait for nothing more."""

@@ -59,7 +59,7 @@ class ShelfReader:
             try:
                 await self._serve(*turn)
             except KafkaUnavailable as error:
-                # What is on the shelf stays there, and holds the committed offset back, until Kafka answers.
+                # What is on the shelf stays there until Kafka answers; checkpoints say from where.
                 logger.warning("runs that were left on the state topic wait for Kafka", error=str(error))
                 await asyncio.sleep(_BACKOFF_SECONDS)
 

@@ -154,6 +154,7 @@ def _look(dask_scheduler: Scheduler) -> dict[str, list[str]]:
         "variables": list(dask_scheduler.extensions["variables"].variables),
         "queues": [*queues.queues, *queues.client_refcount, *(f"{name} {key}" for name, key in queues.future_refcount)],
         "runs": [*plugin._runs, *plugin._kept],
+        "packed": list(plugin._parcels._runs),
         "awaited": list(plugin._waits),
         # Runs whose futures somebody's client has.
         "attached": sorted(run_id for run_id in attached if run_id),

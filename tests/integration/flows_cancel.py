@@ -22,8 +22,8 @@ def note(folder: str, line: str) -> None:
 @task
 def spin(folder: str) -> int:
     """Runs until it is stopped."""
-    note(folder, "spin")
     try:
+        note(folder, "spin")
         while True:
             time.sleep(0.01)
     finally:
@@ -33,8 +33,8 @@ def spin(folder: str) -> int:
 @task
 async def wait(folder: str) -> int:
     """The same on the worker's event loop."""
-    note(folder, "wait")
     try:
+        note(folder, "wait")
         await asyncio.sleep(3600)
     finally:
         note(folder, "left wait")
@@ -50,8 +50,8 @@ def fail(folder: str) -> int:
 @task
 def parent(folder: str) -> int:
     """Waits for its child."""
-    note(folder, "parent")
     try:
+        note(folder, "parent")
         return int(spin.spawn(folder).result())
     finally:
         note(folder, "left parent")

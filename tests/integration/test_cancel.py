@@ -107,3 +107,23 @@ async def test_packed_runs_that_have_not_begun_do_not(apps: Apps, tmp_path: Path
     await eventually(lambda: app.open_runs == 0)
     assert len(app.ends()) == len(names) + 1
     assert sum(notes(tmp_path).values()) < len(names), "those behind the ones that workers were at"
+
+
+async def test_a_packed_run_of_an_engine_that_died_is_cancelled_by_the_next(apps: Apps, tmp_path: Path) -> None:
+    app = apps.make(flows.packed)
+    folder = str(tmp_path)
+    async with engine_process(app.settings, tmp_path / "first.log", "tests.integration.flows_cancel") as first:
+        await app.follow_only()
+        await app.send("packed", {"folder": folder, "name": "held"}, id="held")
+        await eventually(lambda: notes(tmp_path))
+        await eventually(lambda: any(change.state is S.RUNNING for change in app.changes))
+        first.kill()
+        await first.wait()
+    await app.cancel(app.run_id("packed", "held"))
+    async with engine_process(app.settings, tmp_path / "second.log", "tests.integration.flows_cancel"):
+        assert_cancelled(await app.run("packed", "held"))
+        (tmp_path / "go").touch()
+        assert (await app.do("packed", {"folder": folder, "name": "free"}, "packed")).end.state is S.COMPLETED
+        while (await scheduler_holds(apps.dask))["packed"] != []:
+            pass  # each look is a round trip to the scheduler
+    assert len(app.ends()) == 2

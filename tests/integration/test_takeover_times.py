@@ -6,16 +6,31 @@ import asyncio
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from engine.states import CHECKPOINT, State, is_ownership, type_of
 from tests.app_under_test import AppUnderTest
 from tests.integration import flows_takeover as flows
 from tests.integration.conftest import Apps
+from tests.integration.dask_under_test import SharedDask, child_environment
 from tests.integration.test_takeover import assert_one_story, engine_process, notes
 from tests.waiting import eventually
 
 S = State
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """With threads enough for two tasks that wait and for what comes after them.
+
+    Dask may keep a run of usually quick tasks on one worker, and what it has given to that stays behind those that wait.
+    """
+    shared = SharedDask(tmp_path_factory.mktemp("dask"), child_environment(), threads=4)
+    yield shared.address
+    shared.stop()
 
 
 async def until_it_waits(watching: AppUnderTest, folder: str) -> str:
