@@ -22,16 +22,25 @@ from engine.reporter import run_packed, take_kept
 class _Packed:
     """A packed run that the scheduler knows of."""
 
-    __slots__ = ("attempt", "is_kept", "key", "outcome", "slot")
+    __slots__ = ("attempt", "home", "is_kept", "keep_seconds", "key", "outcome", "slot")
 
     def __init__(self, slot: tuple[str, int]) -> None:
         self.slot = slot
         self.attempt = 0
         #: The parcel it is in; empty while it is in none.
         self.key = ""
+        #: The parcel it is or was in: where its result is, if that stays on the cluster.
+        self.home = ""
         self.outcome: Outcome | None = None
         #: Whether its result stays on the cluster.
         self.is_kept = False
+        #: Set where it was let go before its parcel was over: how long its result stays.
+        self.keep_seconds: float | None = None
+
+    @property
+    def stays(self) -> bool:
+        """Whether it has a result that neither travelled nor was stored."""
+        return self.outcome is not None and self.outcome.kept is not None and self.outcome.stored is None
 
 
 class HeldParcels:
@@ -80,7 +89,7 @@ class HeldParcels:
             parcel = encode_parcel(decoded)
         key = key_of_parcel(decoded)
         for run in fresh:
-            self._runs[run.run_id].key = key
+            self._runs[run.run_id].key = self._runs[run.run_id].home = key
         self._parcels[key] = tuple(run.run_id for run in fresh)
         self._graph.create_task(key, Task(key, run_packed, key, parcel), decoded.flow)
         # Dask would run it again as it is; at the first death of its worker it is ours to say what of it is.
@@ -106,7 +115,9 @@ class HeldParcels:
             self._share(key, runs)
         for run_id in runs:
             known = self._runs.get(run_id)
-            if known is not None and known.key == key:
+            if known is not None and known.keep_seconds is not None:
+                self._forget(run_id, known, known.keep_seconds)
+            elif known is not None and known.key == key:
                 known.key = ""
                 died.setdefault(known.slot, []).append(run_id)
         for slot, run_ids in died.items():
@@ -122,9 +133,15 @@ class HeldParcels:
             known = self._runs.get(run_id)
             if known is None or known.slot not in slots:
                 continue
-            del self._runs[run_id]
-            if known.is_kept:
-                self._scheduler.loop.call_later(keep_seconds, self._let_go, run_id)
+            if known.stays and known.home in self._parcels:
+                known.keep_seconds = keep_seconds  # its result becomes a value of its own when the parcel is over
+            else:
+                self._forget(run_id, known, keep_seconds)
+
+    def _forget(self, run_id: str, known: _Packed, keep_seconds: float) -> None:
+        del self._runs[run_id]
+        if known.is_kept:
+            self._scheduler.loop.call_later(keep_seconds, self._let_go, run_id)
 
     def cancel(self, run_ids: Sequence[str], slots: Collection[tuple[str, int]]) -> None:
         """These runs are over: the worker that has them begins them no more. Only those of the partitions ``slots``."""
@@ -141,8 +158,7 @@ class HeldParcels:
 
     def _share(self, key: str, run_ids: Sequence[str]) -> None:
         """Results that neither travelled nor were stored become values of their own, to be had by their runs' names."""
-        outcomes = [known.outcome for run_id in run_ids if (known := self._runs.get(run_id)) is not None]
-        kept = [one.run_id for one in outcomes if one is not None and one.kept is not None and one.stored is None]
+        kept = [run_id for run_id in run_ids if (known := self._runs.get(run_id)) is not None and known.stays]
         if kept:
             graph = {_kept_key(run_id): Task(_kept_key(run_id), take_kept, TaskRef(key), run_id) for run_id in kept}
             self._graph.take_first(graph)

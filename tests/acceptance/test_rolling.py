@@ -18,7 +18,7 @@ from engine.events import Event, to_headers
 from engine.kafka import KafkaBroker
 from engine.runs import run_id_of
 from engine.settings import Settings
-from engine.states import Ownership, State, StateChange, encode, read
+from engine.states import Epochs, Ownership, State, StateChange, encode, read
 from tests.acceptance.conftest import PATIENCE_SECONDS, Stack, command_environment
 from tests.waiting import eventually
 
@@ -38,6 +38,8 @@ class Seen(msgspec.Struct):
     seqs: dict[str, set[int]] = {}
     #: Runs of events that other tests have sent to the topic before.
     others: set[str] = set()
+    #: By partition. A change by an owner that has lost its partition is void, and left out.
+    epochs: dict[int, Epochs] = {}
 
     @property
     def by_owner(self) -> Counter[int]:
@@ -55,10 +57,11 @@ async def follow(broker: KafkaBroker, topic: str, seen: Seen) -> None:
                 change = read(record.value, record.headers)
                 if isinstance(change, Ownership):
                     seen.owners[record.partition, record.offset] = int(change.owner.split("/")[1])
+                    seen.epochs.setdefault(record.partition, Epochs()).begin(record.offset)
                 elif isinstance(change, StateChange):
                     if change.event is not None and change.event.source != SOURCE:
                         seen.others.add(change.run_id)
-                    if change.run_id in seen.others:
+                    if change.run_id in seen.others or not seen.epochs.setdefault(record.partition, Epochs()).admits(change):
                         continue
                     seen.seqs.setdefault(change.run_id, set()).add(change.seq)
                     if change.is_flow_run and change.state.is_end:

@@ -66,6 +66,13 @@ def tries(folder: str, name: str) -> Any:
     return double(third_time(folder, name))
 
 
+@flow(on(f"{_PREFIX}held"), pack=True)
+def large_or_held(folder: str, name: str) -> str:
+    while name == "held" and not Path(folder, "go").exists():
+        time.sleep(0.01)
+    return name * 20_000 if name == "large" else name
+
+
 @flow(on(f"{_PREFIX}large"), pack=True)
 def large(size: int) -> Any:
     return "x" * size

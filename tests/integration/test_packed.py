@@ -106,6 +106,22 @@ async def test_a_result_that_does_not_travel_is_had_by_its_reference(apps: Apps,
         assert len(await (await Variable(f"run-{run.id}", client=client).get(timeout=5))) == 50_000
 
 
+async def test_a_result_is_there_also_where_its_run_was_over_long_before_its_parcel(apps: Apps, tmp_path: Path) -> None:
+    app = await apps.start(flows.large_or_held, results="", result_ttl_seconds=600.0)
+    names = {f"e{n}": ("held" if n % 10 == 9 else "large") for n in range(200)}
+    await app.send_many("held", [(id, {"folder": str(tmp_path), "name": name}) for id, name in names.items()])
+    large = {app.run_id("large_or_held", id) for id, name in names.items() if name == "large"}
+    # Those that lie before a held one in their parcel end; the parcel does not.
+    await eventually(lambda: len(app.ends()) >= 9)
+    await eventually(lambda: app.open_runs == len(names) - len(app.ends()))
+    early = {end.run_id for end in app.ends()} & large
+    (tmp_path / "go").touch()
+    await eventually(lambda: len(app.ends()) == len(names))
+    async with Client(apps.dask, asynchronous=True, set_as_default=False) as client:
+        for run_id in sorted(early)[:20]:
+            assert len(await (await Variable(f"run-{run_id}", client=client).get(timeout=30))) == 100_000
+
+
 async def test_a_result_on_the_cluster_goes_when_its_time_is_over(apps: Apps) -> None:
     app = await apps.start(flows.large, results="", result_ttl_seconds=0.5)
     run = await app.do("large", {"size": 50_000}, "large")
