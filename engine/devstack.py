@@ -56,9 +56,10 @@ class DevStack:
         self._environment = options.process_environment()
         self._kafka: ApacheKafka | None = None
         self._dask: DaskProcesses | None = None
-        seconds, program = options.start_seconds, options.jaeger
-        jaeger = None if program is None else JaegerProcess(self._children, self.directory, program, seconds, report)
-        self._jaeger: JaegerProcess | None = jaeger
+        #: None where there is none.
+        self.jaeger: JaegerProcess | None = None
+        if options.jaeger is not None:
+            self.jaeger = JaegerProcess(self._children, self.directory, options.jaeger, options.start_seconds, report)
         self._http = options.http
         self._changed: set[str] = set()
         self._backoff: dict[str, float] = {}
@@ -84,11 +85,6 @@ class DevStack:
     def http(self) -> str:
         """``http://host:port`` of the engine; empty where there is none."""
         return f"http://{self._http}" if self._http and self._options.engine else ""
-
-    @property
-    def jaeger(self) -> str:
-        """``http://host:port`` of Jaeger's pages; empty where there is none."""
-        return self._jaeger.url if self._jaeger else ""
 
     @property
     def pids(self) -> dict[str, int]:
@@ -153,8 +149,8 @@ class DevStack:
         # Kafka's start is mostly waiting, so Dask starts meanwhile.
         kafka = asyncio.create_task(self._start_kafka(), name="stack-start-kafka")
         try:
-            if self._jaeger is not None:  # before those that have traces to send, and learn where to
-                self._environment |= await self._jaeger.start(self._environment)
+            if self.jaeger is not None:  # before those that have traces to send, and learn where to
+                self._environment |= await self.jaeger.start(self._environment)
             await self._start_dask()
         except BaseException:  # whatever it was goes on up; nothing half started stays behind
             kafka.cancel()
@@ -264,8 +260,8 @@ class DevStack:
             await self._start_engine(self._options.engine)
         elif name in self._options.companions:
             await self._start_companion(name)
-        elif self._jaeger is not None and name == JAEGER:
-            await self._jaeger.start(self._environment)
+        elif self.jaeger is not None and name == JAEGER:
+            await self.jaeger.start(self._environment)
         elif self._dask is not None and name == SCHEDULER:
             # Workers never rejoin a scheduler that came back, and go on with what they have: they end with it.
             await self._dask.stop_workers()

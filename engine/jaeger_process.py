@@ -60,6 +60,11 @@ class JaegerProcess:
         """Where its pages and its query API are; empty before the start."""
         return f"http://{_LOOPBACK}:{self._pages_port}" if self._pages_port else ""
 
+    @property
+    def otlp(self) -> str:
+        """Where it takes spans, OTLP over HTTP; empty before the start."""
+        return f"http://{_LOOPBACK}:{self._traces_port}" if self._traces_port else ""
+
     async def start(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Start it, and return when it takes traces and answers. Raises StackError, with the end of its log.
 
@@ -76,11 +81,10 @@ class JaegerProcess:
         child = await self._children.launch(JAEGER, (str(self._program), "--config", str(self._file)), own)
         await child.until(self._is_ready, self._start_seconds)
         self._report(f"Jaeger: {'ready' if is_first else 'back, without the traces that it had,'} at {self.url}")
-        traces = f"http://{_LOOPBACK}:{self._traces_port}"
         return {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": traces,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": self.otlp,
             # It would win over the one above, where it is set for something else.
-            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{traces}/v1/traces",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{self.otlp}/v1/traces",
             "OTEL_BSP_SCHEDULE_DELAY": environment.get("OTEL_BSP_SCHEDULE_DELAY", _EXPORT_MILLISECONDS),
             "ENGINE_TRACES": self.url,
         }
