@@ -1,7 +1,7 @@
 """A real Jaeger v2 for the tests: the one on PATH, or one built from its own sources, every checksum verified, and kept.
 
-``python -m tests.jaeger_under_test`` builds it where there is none, which takes about five minutes; then it only looks. It ends with 3
-where there is no Go that can.
+``python -m tests.jaeger_under_test`` builds it where there is none, which takes about five minutes; then it only looks.
+It ends with 3 where there is no Go that can.
 """
 
 from __future__ import annotations
