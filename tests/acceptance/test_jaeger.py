@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -27,7 +26,7 @@ from engine.states import State, StateChange
 from tests import jaeger_under_test
 from tests.acceptance.conftest import Stack, engine
 from tests.integration.otlp_under_test import Span, assert_no_orphan, one
-from tests.waiting import eventually
+from tests.waiting import eventually, eventually_said
 
 HANDLERS = """
 import time
@@ -187,26 +186,9 @@ async def trace_with(stack: Stack, trace_id: str, wanted: Counter[str]) -> list[
         spans[:] = await spans_of(stack, trace_id)
         return len(spans) >= wanted.total()
 
-    await eventually_async(look)
+    await eventually_said(look)
     assert Counter(span.name for span in spans) == wanted
     return spans
-
-
-async def eventually_async(condition: Any) -> None:
-    """As ``eventually``, for what is asked over HTTP."""
-    answers = [False]
-
-    async def ask() -> None:
-        while not answers[0]:
-            answers[0] = await condition()
-
-    asking = asyncio.create_task(ask())
-    try:
-        await eventually(lambda: answers[0] or asking.done())
-    finally:
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
-    assert answers[0], asking
 
 
 def _span(span: dict[str, Any], service: str) -> Span:
@@ -344,7 +326,7 @@ async def letters(stack: Stack) -> list[dict[str, Any]]:
         found[:] = (await engine("dead-letters", "ls", "--json", *stack.where)).lines
         return bool(found)
 
-    await eventually_async(look)
+    await eventually_said(look)
     return found
 
 
@@ -358,7 +340,7 @@ async def test_a_long_run_is_seen_while_it_goes_on_and_is_whole_after_its_engine
     async def is_seen() -> bool:
         return "start keep" in {span.name for span in await spans_of(traced, traceparent[3:35])}
 
-    await eventually_async(is_seen)
+    await eventually_said(is_seen)
     seen = await spans_of(traced, traceparent[3:35])
     assert {"place order", "process holds", f"send {STATES}"} < {span.name for span in seen}
     assert one(seen, "start keep").attributes["engine.run_id"] == run_id
@@ -380,7 +362,7 @@ async def test_a_long_run_is_seen_while_it_goes_on_and_is_whole_after_its_engine
         missing = wanted - Counter(span.name for span in spans)
         return set(missing) <= {f"send {STATES}"} and missing.total() <= len(died - {span.span_id for span in spans})
 
-    await eventually_async(is_whole)
+    await eventually_said(is_whole)
     assert Counter(span.name for span in spans) <= wanted
     ids = {span.span_id for span in spans}
     assert len(ids) == len(spans)
