@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from engine.command_errors import JaegerMissing
+from engine.command_errors import JaegerMissing, StackError
 from engine.dask_processes import get
 from engine.processes import Children
 
@@ -70,17 +70,19 @@ class JaegerProcess:
 
         Answers the variables that make engine and workers send their traces there, and the dashboard link to them.
         """
-        is_first = not self._pages_port
-        if is_first:
-            self._pages_port = _port(_USUAL_PAGES_PORT)
-            self._traces_port = _port(_USUAL_TRACES_PORT)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_bytes(msgspec.json.encode(_configuration(self._pages_port, self._traces_port)))
         # Its own spans are nobody's concern, and what is set for those of the others is not meant for it.
         own = {name: text for name, text in environment.items() if not name.startswith("OTEL_")}
-        child = await self._children.launch(JAEGER, (str(self._program), "--config", str(self._file)), own)
-        await child.until(self._is_ready, self._start_seconds)
-        self._report(f"Jaeger: {'ready' if is_first else 'back, without the traces that it had,'} at {self.url}")
+        if self._pages_port:
+            await self._launch(own)
+            self._report(f"Jaeger: back, without the traces that it had, at {self.url}")
+        else:
+            self._pages_port, self._traces_port = _port(_USUAL_PAGES_PORT), _port(_USUAL_TRACES_PORT)
+            try:
+                await self._launch(own)
+            except StackError:  # somebody may have taken one of them since; whatever else it is comes again
+                self._pages_port, self._traces_port = _port(0), _port(0)
+                await self._launch(own)
+            self._report(f"Jaeger: ready at {self.url}")
         return {
             "OTEL_EXPORTER_OTLP_ENDPOINT": self.otlp,
             # It would win over the one above, where it is set for something else.
@@ -88,6 +90,12 @@ class JaegerProcess:
             "OTEL_BSP_SCHEDULE_DELAY": environment.get("OTEL_BSP_SCHEDULE_DELAY", _EXPORT_MILLISECONDS),
             "ENGINE_TRACES": self.url,
         }
+
+    async def _launch(self, environment: Mapping[str, str]) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_bytes(msgspec.json.encode(_configuration(self._pages_port, self._traces_port)))
+        child = await self._children.launch(JAEGER, (str(self._program), "--config", str(self._file)), environment)
+        await child.until(self._is_ready, self._start_seconds)
 
     async def _is_ready(self) -> bool:
         # The receiver of traces, which starts last, answers a GET too, if only to refuse it.
