@@ -11,7 +11,6 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 
-import engine.vitals as vitals_module
 from engine import Event, flow, on, task
 from engine.broker import Partition
 from engine.history_errors import HistoryUnavailable
@@ -43,11 +42,10 @@ def refused(event: Event[dict[str, int]]) -> None:
 
 
 @pytest.fixture
-async def app(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AppUnderTest]:
-    """An engine whose Dask scheduler is not there to be asked: its calls run in this process."""
-    monkeypatch.setattr(vitals_module, "PART_SECONDS", 0.2)
+async def app() -> AsyncIterator[AppUnderTest]:
+    """An engine whose Dask scheduler cannot be asked: its calls run in this process."""
     broker = MemoryBroker()
-    settings = fresh_settings(http="127.0.0.1:0", dask="tcp://127.0.0.1:1")
+    settings = fresh_settings(http="127.0.0.1:0", dask="nowhere://")
     app = AppUnderTest(settings, (halved, refused), broker, InlineExecutor(), broker)
     await app.start()
     yield app
