@@ -113,23 +113,28 @@ async def _over_kafka(folder: Path, runs: int) -> None:
     kafka = ApacheKafka(folder / "kafka")
     await kafka.start(lambda line: None)
     try:
-        settings = Settings(app="bench", kafka=kafka.bootstrap)
-        broker = KafkaBroker(settings)
-        await broker.ensure_topics([TopicSpec(TOPIC, PARTITIONS), TopicSpec(settings.dead_letters_topic, 1)])
-        sink = broker.sink()
-        await sink.start()
-        records = _records(runs, packed=True)
-        while batch := list(itertools.islice(records, BATCH_RECORDS)):
-            await sink.write([Outgoing(TOPIC, None, r.value, r.headers, r.partition) for r in batch])
-        await sink.close()
-        projector = Projector(settings, broker, HistoryStore(str(folder / "kafka.db"), "bench"))
-        began, cpu = time.monotonic(), time.process_time()
-        count = await projector.catch_up()
-        rate = Rate(count / (time.monotonic() - began), (time.process_time() - cpu) / count * 1e6)
-        await projector.close()
-        _judge(f"packed, off Kafka ({count:,} records)", rate, ENGINE_PACKED)
+        await _off_kafka(kafka.bootstrap, folder / "packed.db", _records(runs, packed=True), "packed", ENGINE_PACKED)
+        unpacked = _records(runs // 4, packed=False)
+        await _off_kafka(kafka.bootstrap, folder / "unpacked.db", unpacked, "unpacked", ENGINE_UNPACKED)
     finally:
         await kafka.stop()
+
+
+async def _off_kafka(bootstrap: str, path: Path, records: Iterator[Record], kind: str, best: int) -> None:
+    settings = Settings(app=f"bench-{kind}", kafka=bootstrap)
+    broker = KafkaBroker(settings)
+    await broker.ensure_topics([TopicSpec(settings.states_topic, PARTITIONS), TopicSpec(settings.dead_letters_topic, 1)])
+    sink = broker.sink()
+    await sink.start()
+    while batch := list(itertools.islice(records, BATCH_RECORDS)):
+        await sink.write([Outgoing(settings.states_topic, None, r.value, r.headers, r.partition) for r in batch])
+    await sink.close()
+    projector = Projector(settings, broker, HistoryStore(str(path), settings.app))
+    began, cpu = time.monotonic(), time.process_time()
+    count = await projector.catch_up()
+    rate = Rate(count / (time.monotonic() - began), (time.process_time() - cpu) / count * 1e6)
+    await projector.close()
+    _judge(f"{kind}, off Kafka ({count:,} records)", rate, best)
 
 
 def _judge(what: str, rate: Rate, best: int) -> None:
