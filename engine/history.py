@@ -25,6 +25,9 @@ from engine.states import State
 
 Item = TypeVar("Item")
 
+#: Dead letters that one page of the open ones goes through.
+LOOKED_AT = 10_000
+
 
 class Page(msgspec.Struct, Generic[Item], frozen=True):
     """A part of a list, and the cursor of the next one; None where this is the last."""
@@ -226,28 +229,37 @@ class History:
         return [Position(*row) for row in self._all(query, [event_id] if source is None else [event_id, source])]
 
     def letters(self, *, all: bool = False, cursor: str | None = None, limit: int = 50) -> Page[LetterLine]:
-        """Dead letters, the newest first: the open ones, or with ``all`` those that were dealt with, too."""
+        """Dead letters, the newest first: the open ones, or with ``all`` those that were dealt with, too.
+
+        A page looks at so many of them at most (``LOOKED_AT``): one behind which there are more may be short, or empty.
+        """
         before = _from_cursor(cursor) if cursor is not None else [float("inf"), 0]
+        lies, end = "l.partition * (1 << 48) + l.place", [0.0, 0]
+        if not all:
+            query = f"SELECT at, {lies} FROM letters l WHERE (at, {lies}) < (?, ?) ORDER BY 1 DESC, 2 DESC LIMIT 1 OFFSET ?"  # noqa: S608
+            [end] = self._all(query, [*before, LOOKED_AT - 1]) or [end]
         columns = ", ".join(f"l.{name}" for name in LetterRow.__struct_fields__)
         query = (
             f"SELECT {columns},"  # noqa: S608
             " (SELECT marked FROM marks m WHERE m.identity = l.identity ORDER BY m.at DESC, m.place DESC LIMIT 1),"
             " (SELECT count(DISTINCT replay) FROM marks m WHERE m.identity = l.identity AND m.marked = 'replayed'),"
             " EXISTS (SELECT 1 FROM letters e WHERE e.identity = l.identity"
-            " AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place)), l.partition * (1 << 48) + l.place AS lies"
-            " FROM letters l WHERE (l.at, l.partition * (1 << 48) + l.place) < (?, ?)"
+            f" AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place)), {lies} AS lies"
+            f" FROM letters l WHERE (l.at, {lies}) < (?, ?) AND (l.at, {lies}) >= (?, ?)"
         )
         if not all:
             query += (
                 " AND NOT EXISTS (SELECT 1 FROM marks m WHERE m.identity = l.identity) AND NOT EXISTS (SELECT 1 FROM letters e"
                 " WHERE e.identity = l.identity AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place))"
             )
-        rows = self._all(f"{query} ORDER BY l.at DESC, lies DESC LIMIT ?", [*before, limit + 1])
+        rows = self._all(f"{query} ORDER BY l.at DESC, lies DESC LIMIT ?", [*before, *end, limit + 1])
         lines = [
             LetterLine(LetterRow(*row[:-4]), Status.REPEAT if row[-2] else Status(row[-4] or Status.OPEN), row[-3])
             for row in rows[:limit]
         ]
-        return Page(lines, f"{lines[-1].row.at!r},{rows[limit - 1][-1]}" if len(rows) > limit else None)
+        if len(rows) > limit:
+            return Page(lines, f"{lines[-1].row.at!r},{rows[limit - 1][-1]}")
+        return Page(lines, f"{end[0]!r},{end[1]}" if end[0] else None)
 
     def flows(self, *, last: int = 200) -> list[FlowRow]:
         """Each flow by its last runs."""
