@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from engine.awaited import AwaitedEvents
 from engine.broker import Broker, TopicSpec
+from engine.declarer import Declarer
 from engine.dispatcher import Dispatcher
 from engine.driver import Driver
 from engine.errors import DaskUnavailable, EngineError, KafkaUnavailable
@@ -43,6 +44,7 @@ class App:
         lettered = [name for name, flow in flows.items() if flow.on_failure is not None]
         self._letters = LetterWriter(settings, broker, self._intake_sink, lettered)
         self._publisher = Publisher(self._state_sink, settings.states_topic, self._tracer, self._letters)
+        self._declarer = Declarer(settings, flows, self._state_sink)
         self._events = AwaitedEvents(broker)
         driver = Driver(settings, flows, executor, self._publisher, self._tracer, self._events)
         self._dispatcher = Dispatcher(settings, broker, self._state_sink, driver, self._publisher)
@@ -79,6 +81,7 @@ class App:
             async with asyncio.TaskGroup() as group:
                 publisher = group.create_task(self._publisher.run(), name="engine-publisher")
                 letters = group.create_task(self._letters.run(), name="engine-letters")
+                declaring = group.create_task(self._declarer.run(), name="engine-declare")
                 parts = [
                     group.create_task(self._dispatcher.run(), name="engine-dispatcher"),
                     group.create_task(self._intake.run(), name="engine-intake"),
@@ -87,6 +90,7 @@ class App:
                 stop = group.create_task(self._stop.wait(), name="engine-stop")
                 await asyncio.wait([stop, publisher, letters, *parts], return_when=asyncio.FIRST_COMPLETED)
                 await self._wind_down(parts)
+                declaring.cancel()
                 letters.cancel()
                 publisher.cancel()
                 stop.cancel()
@@ -100,6 +104,7 @@ class App:
         await self._patiently(lambda: self._broker.ensure_topics(self._topics()))
         for sink in (self._intake_sink, self._state_sink):
             await self._patiently(sink.start)
+        await self._patiently(self._declarer.declare)
         await self._patiently(self._dispatcher.start)
         await self._patiently(self._intake.start)
         if self._gateway is not None:

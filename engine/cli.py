@@ -37,9 +37,12 @@ _GROUPS = {
             "ls": ("engine.cli_run_lists:ls", "List runs, the newest first."),
             "show": ("engine.cli_run_lists:show", "Show one run: its tasks with their attempts, and its state changes."),
             "watch": ("engine.cli_runs:watch", "Follow one run; exits with its fate."),
-            "cancel": ("engine.cli_cancel:cancel", "Stop an open run and all its tasks."),
-            "retry": ("engine.cli_repeats:retry", "Run again what ended FAILED, CRASHED or CANCELLED, as a new run."),
-            "rerun": ("engine.cli_repeats:rerun", "Run again what has ended, however it did, as a new run."),
+            "cancel": ("engine.cli_cancel:cancel", "Stop open runs and all their tasks."),
+            "retry": ("engine.cli_repeats:retry", "Run again what ended FAILED, CRASHED or CANCELLED, as new runs."),
+            "rerun": (
+                "engine.cli_repeats:rerun",
+                "Run again what has ended, however it did, as a new run; all of it, or from a task.",
+            ),
         },
     ),
     "dead-letters": (
@@ -60,10 +63,11 @@ _GROUPS = {
         },
     ),
     "flows": (
-        "Look at the flows of the handlers.",
+        "Look at flows, and start runs of them.",
         {
             "ls": ("engine.cli_flows:ls", "List the flows that the handlers declare, and their triggers."),
             "show": ("engine.cli_flows:show", "Show one flow: its triggers and the schema of its parameters."),
+            "run": ("engine.cli_flow_starts:run", "Start a run by hand."),
         },
     ),
 }

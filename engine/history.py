@@ -15,10 +15,11 @@ from urllib.parse import quote
 
 import msgspec
 
+from engine.declarations import Declaration, read_declaration
 from engine.errors import EventError
 from engine.events import Position, Reason
 from engine.history_errors import HistoryUnavailable, HistoryUnreadable
-from engine.history_schema import APPLICATION_ID, MINUTE, RUN_KNOWN, VERSION, LetterRow, RunRow, TaskRow
+from engine.history_schema import APPLICATION_ID, MINUTE, RUN_KNOWN, VERSION, LetterRow, Offsets, Progress, RunRow, TaskRow
 from engine.history_store import LOCK_SECONDS, told
 from engine.letter_lists import Status
 from engine.states import State
@@ -286,6 +287,16 @@ class History:
     def offsets(self) -> dict[tuple[str, int], int]:
         """How far each partition was read: the next offset. Against the ends of the topics it is the projector's lag."""
         return {(topic, n): offset for topic, n, offset in self._all("SELECT topic, partition, next_offset FROM offsets", [])}
+
+    def progress(self) -> Offsets:
+        """The same with the epoch that each partition was in."""
+        rows = self._all("SELECT topic, partition, next_offset, epoch FROM offsets", [])
+        return {(topic, n): Progress(offset, epoch) for topic, n, offset, epoch in rows}
+
+    def declarations(self) -> list[Declaration]:
+        """The flows as running engines have declared them, in the order of their names."""
+        rows = self._all("SELECT declaration FROM flows ORDER BY name", [])
+        return [read_declaration(declaration) for (declaration,) in rows]
 
     def _event(self, at: float, position: Position) -> EventRow:
         where = "WHERE event_topic = ? AND event_partition = ? AND event_offset = ? ORDER BY place LIMIT 100"

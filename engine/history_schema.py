@@ -12,7 +12,7 @@ import msgspec
 from engine.broker import Partition
 
 #: Moves whenever a table or the meaning of a column does: an older database is then made anew from the topics.
-VERSION = 1
+VERSION = 2
 #: Marks the file as ours ("KDEh").
 APPLICATION_ID = 0x4B444568
 #: Of one payload.
@@ -29,6 +29,11 @@ _PARTITION_BITS = 12
 def place_of(partition: int, offset: int) -> int:
     """The place of a run whose first record lies there."""
     return offset << _PARTITION_BITS | partition
+
+
+def where_of(place: int) -> tuple[int, int]:
+    """Partition and offset of the first record of the run at a place."""
+    return place & ((1 << _PARTITION_BITS) - 1), place >> _PARTITION_BITS
 
 
 class RunRow(msgspec.Struct, gc=False):
@@ -187,6 +192,8 @@ TABLES = {
         "worker TEXT, hour INTEGER, attempts INTEGER NOT NULL, first_at REAL NOT NULL, last_at REAL NOT NULL,"
         " PRIMARY KEY (worker, hour)"
     ),
+    # As the engines that run them declare them, see engine.declarations.
+    "flows": "name TEXT, at REAL NOT NULL, declaration BLOB NOT NULL, PRIMARY KEY (name)",
     "forgotten": "run_id TEXT, seq INTEGER NOT NULL, ended_at REAL NOT NULL, PRIMARY KEY (run_id)",
     "app": "name TEXT, PRIMARY KEY (name)",
 }

@@ -60,6 +60,11 @@ _TASK = _upsert("task_runs", TaskRow.__struct_fields__, "place, name", TASK_KNOW
 _CHANGE = _insert("changes", ["place", "seq", "epoch", "at", "state", "attempt", "name", "worker", "text"])
 _LETTER = _insert("letters", LetterRow.__struct_fields__)
 _MARK = _insert("marks", ["partition", "place", "letter", "identity", "marked", "at", "replay"])
+_FLOW = _insert(
+    "flows",
+    ["name", "at", "declaration"],
+    "ON CONFLICT DO UPDATE SET at = excluded.at, declaration = excluded.declaration WHERE excluded.at >= flows.at",
+)
 _OFFSET = _upsert("offsets", ["topic", "partition", "next_offset", "epoch"], "topic, partition", ["next_offset", "epoch"], ())
 _MINUTE = _insert("minutes", ["minute", "flow", "state", "count"], "ON CONFLICT DO UPDATE SET count = count + excluded.count")
 _HOUR = _insert(
@@ -155,6 +160,7 @@ class HistoryStore:
             db.executemany(_CHANGE, book.changes)
             db.executemany(_LETTER, map(astuple, book.letters))
             db.executemany(_MARK, book.marks)
+            db.executemany(_FLOW, [(name, *value) for name, value in book.flows.items()])
             db.executemany(_MINUTE, [(*key, count) for key, count in book.minutes.items()])
             db.executemany(_HOUR, [(*key, *value) for key, value in book.hours.items()])
             db.executemany(_OFFSET, [(*key, known.next_offset, known.epoch) for key, known in book.offsets.items()])

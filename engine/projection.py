@@ -12,6 +12,7 @@ import msgspec
 
 from engine.broker import Partition, Record
 from engine.dead_letters import Letter, Mark, read_letter
+from engine.declarations import Declaration, is_declaration, read_declaration
 from engine.errors import EventError
 from engine.history_schema import (
     HOUR,
@@ -27,7 +28,7 @@ from engine.history_schema import (
     TaskRow,
     place_of,
 )
-from engine.states import ABSENT, Epochs, Failure, Origin, Ownership, State, StateChange, read
+from engine.states import ABSENT, Epochs, Failure, Origin, Ownership, State, StateChange, read, type_of
 from engine.task_rows import apply_entries, apply_task, name_of
 
 _TEXT = 1_000
@@ -37,7 +38,7 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
     """A record and what it says; None where that is nothing to us."""
 
     record: Record
-    said: StateChange | Ownership | Letter | Mark | None
+    said: StateChange | Ownership | Declaration | Letter | Mark | None
 
 
 class Readings(msgspec.Struct):
@@ -61,12 +62,14 @@ def read_all(records: Iterable[Record], states_topic: str) -> Readings:
     """What records say. Those of other topics than that of the states are dead letters."""
     made = Readings()
     for record in records:
-        said: StateChange | Ownership | Letter | Mark | None = None
+        said: StateChange | Ownership | Declaration | Letter | Mark | None = None
         if record.topic != states_topic:
             said = read_letter(record)
         else:
             try:
                 said = read(record.value, record.headers)
+                if said is None and is_declaration(type_of(record.headers)):
+                    said = read_declaration(record.value)
             except EventError as error:
                 # Passed over, and told by whoever called; the dispatcher that owns the partition says so, too.
                 made.unreadable.append((str(record.position), str(error)))
@@ -91,6 +94,8 @@ class Book:
         self.changes: list[ChangeRow] = []
         self.letters: list[LetterRow] = []
         self.marks: list[MarkRow] = []
+        #: Of each flow the newest declaration, as it was written.
+        self.flows: dict[str, tuple[float, bytes]] = {}
         #: Counts by minute, flow and state; attempts, first and last time by worker and hour.
         self.minutes: dict[tuple[int, str, str], int] = {}
         self.hours: dict[tuple[str, int], tuple[int, float, float]] = {}
@@ -115,6 +120,10 @@ class Book:
                     epochs = self._epochs_of(place, progress)
                     epochs.begin(record.offset)
                     progress.epoch = epochs.current
+                case Declaration() as declared:
+                    at = declared.at.timestamp()
+                    if at >= self.flows.get(declared.name, (at, b""))[0]:
+                        self.flows[declared.name] = (at, record.value or b"")
                 case Letter() as letter:
                     self.letters.append(letter_row(letter))
                 case Mark() as mark:
