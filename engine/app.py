@@ -19,10 +19,13 @@ from engine.gateway import Gateway
 from engine.intake import Intake
 from engine.letter_writer import LetterWriter
 from engine.logs import logger
+from engine.metrics import Counts, Gauges
+from engine.prometheus import EngineMetrics
 from engine.publisher import Publisher
 from engine.settings import Settings
 from engine.telemetry import Tracer
 from engine.triggers import Triggers
+from engine.vitals import Vitals
 
 R = TypeVar("R")
 
@@ -41,16 +44,21 @@ class App:
         self._intake_sink = broker.sink()
         self._state_sink = broker.sink()
         self._triggers = Triggers(flows.values())
+        counts = Counts(flows, [*self._triggers.topics, settings.replays_topic])
         lettered = [name for name, flow in flows.items() if flow.on_failure is not None]
-        self._letters = LetterWriter(settings, broker, self._intake_sink, lettered)
-        self._publisher = Publisher(self._state_sink, settings.states_topic, self._tracer, self._letters)
+        self._letters = LetterWriter(settings, broker, self._intake_sink, lettered, counts)
+        self._publisher = Publisher(self._state_sink, settings.states_topic, self._tracer, self._letters, counts)
         self._declarer = Declarer(settings, flows, self._state_sink)
         self._events = AwaitedEvents(broker)
         driver = Driver(settings, flows, executor, self._publisher, self._tracer, self._events)
+        self._waitlist = driver.waitlist
         self._dispatcher = Dispatcher(settings, broker, self._state_sink, driver, self._publisher)
         # Also where no event starts anything: what was started by hand leaves letters, and takes their replays.
-        self._intake = Intake(settings, broker, self._intake_sink, self._triggers, self._tracer, self._dispatcher.offer)
-        self._gateway = Gateway(settings, self._intake_sink, self.readiness) if settings.http else None
+        offer = self._dispatcher.offer
+        self._intake = Intake(settings, broker, self._intake_sink, self._triggers, self._tracer, offer, counts)
+        self._vitals = Vitals(settings, broker)
+        scrape = EngineMetrics(counts, self.gauges, self._vitals).scrape
+        self._gateway = Gateway(settings, self._intake_sink, self.readiness, scrape) if settings.http else None
         self._stop = asyncio.Event()
         self._is_started = False
 
@@ -69,6 +77,17 @@ class App:
             "intake": self._intake.trouble or self._intake.stops.trouble,
         }
         return {part: trouble or "ok" for part, trouble in parts.items()}
+
+    def gauges(self) -> Gauges:
+        """How much is open and waits, now."""
+        begun = self._waitlist.begun()
+        return Gauges(
+            open_runs={flow: count for flow, (count, _) in begun.items()},
+            parked_runs={flow: count for flow, (_, count) in begun.items()},
+            waiting_runs=len(self._waitlist),
+            untold_changes=self._publisher.backlog,
+            parts=self.readiness(),
+        )
 
     def stop(self) -> None:
         """Make ``run`` return, in order."""
@@ -130,6 +149,7 @@ class App:
     async def _close(self) -> None:
         if not self._is_started and self._gateway is not None:
             await self._gateway.close()
+        await self._vitals.close()
         for sink in (self._intake_sink, self._state_sink):
             await sink.close()
         await self._broker.close()

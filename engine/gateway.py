@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -28,6 +28,9 @@ from engine.settings import Settings, is_loopback
 
 #: Part of the engine → "ok", or why it is not.
 Readiness = Callable[[], Mapping[str, str]]
+
+#: The ``Accept`` header of a scrape → the metrics and their content type.
+Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
 
 #: A sender that is slower than this with its body is turned away.
 BODY_SECONDS = 30.0
@@ -62,12 +65,13 @@ class _RefusedError(EngineError):
 
 
 class Gateway:
-    """Serves ``POST /events/{topic}``, ``GET /healthz`` and ``GET /readyz`` on ``settings.http``."""
+    """Serves ``POST /events/{topic}`` and ``GET /healthz``, ``/readyz`` and ``/metrics`` on ``settings.http``."""
 
-    def __init__(self, settings: Settings, sink: Sink, readiness: Readiness) -> None:
+    def __init__(self, settings: Settings, sink: Sink, readiness: Readiness, scrape: Scrape | None = None) -> None:
         self._settings = settings
         self._sink = sink
         self._readiness = readiness
+        self._scrape = scrape
         self._held_bytes = 0
         self._socket: socket.socket | None = None
         self._server: _Server | None = None
@@ -89,6 +93,7 @@ class Gateway:
                 Route("/events/{topic}", self._take, methods=["POST"]),
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
+                *([] if self._scrape is None else [Route("/metrics", self._metrics)]),
             ],
             exception_handlers={HTTPException: _answer_http_error},
         )
@@ -175,6 +180,12 @@ class Gateway:
         parts = dict(self._readiness())
         ready = all(state == "ok" for state in parts.values())
         return _json(200 if ready else 503, {"ready": ready, "parts": parts})
+
+    async def _metrics(self, request: Request) -> Response:
+        if self._scrape is None:
+            raise HTTPException(404)
+        content, content_type = await self._scrape(request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": content_type})
 
 
 class _Server(uvicorn.Server):
