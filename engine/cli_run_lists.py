@@ -122,7 +122,8 @@ async def _history(settings: Settings) -> AsyncIterator[History]:
             yield found
         return
     broker = KafkaBroker(settings)
-    projector = Projector(settings, broker, store := HistoryStore(IN_MEMORY, settings.app), last_records=LAST_RECORDS)
+    store = HistoryStore(IN_MEMORY, settings.app)
+    projector = Projector(settings, broker, store, last_records=LAST_RECORDS, with_logs=False)
     try:
         records = await projector.catch_up()
         if projector.is_cut:
