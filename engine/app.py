@@ -164,7 +164,10 @@ class App:
             # A dead letter is its record and a few headers more: it must fit wherever the record did.
             "max.message.bytes": str(settings.max_record_bytes + 131_072),
         }
+        # Lines are small; their records' limit is Kafka's own, whatever that of state changes is.
+        logs = {"retention.ms": str(int(settings.logs_retention_seconds * 1000))}
         own = [
+            TopicSpec(settings.logs_topic, settings.event_partitions, replicas, logs),
             TopicSpec(settings.states_topic, settings.state_partitions, replicas, config),
             TopicSpec(settings.dead_letters_topic, settings.event_partitions, replicas, config),
             # One partition: replays are few, and keep the order in which they were asked for.

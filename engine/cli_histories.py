@@ -28,7 +28,9 @@ async def history_of(settings: Settings) -> AsyncIterator[History]:
             yield found
         return
     broker = KafkaBroker(settings)
-    projector = Projector(settings, broker, store := HistoryStore(IN_MEMORY, settings.app), last_records=LAST_RECORDS)
+    projector = Projector(
+        settings, broker, store := HistoryStore(IN_MEMORY, settings.app), last_records=LAST_RECORDS, with_logs=False
+    )
     try:
         records = await projector.catch_up()
         if projector.is_cut:

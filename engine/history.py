@@ -22,6 +22,7 @@ from engine.history_errors import HistoryUnavailable, HistoryUnreadable
 from engine.history_schema import APPLICATION_ID, MINUTE, RUN_KNOWN, VERSION, LetterRow, Offsets, Progress, RunRow, TaskRow
 from engine.history_store import LOCK_SECONDS, told
 from engine.letter_lists import Status
+from engine.log_rows import ALL_LINES, LogFilter, LogRow, select
 from engine.states import State
 
 Item = TypeVar("Item")
@@ -183,6 +184,10 @@ class History:
             " WHERE place = ? AND seq > ? ORDER BY seq LIMIT ?"
         )
         return [Change(*row) for row in self._all(query, [run.place, after, limit])]
+
+    def logs(self, run_id: str, *, after: int | None = None, limit: int = 1_000, wanted: LogFilter = ALL_LINES) -> list[LogRow]:
+        """Log lines of a run in their order: the first ones behind the seq ``after``, or the latest (``wanted.latest``)."""
+        return select(self._all, run_id, after, limit, wanted)
 
     def repeats(self, run_id: str) -> list[RunRow]:
         """The runs that repeat this one."""

@@ -21,6 +21,8 @@ KEPT_BYTES = 65_536
 KEPT_CHANGES = 10_000
 #: Attempts of one task run that are kept, the latest.
 KEPT_ATTEMPTS = 100
+#: Log lines of one run that are kept, the latest, and what they may take.
+KEPT_LINES, KEPT_LOG_BYTES = 20_000, 16 * 1_048_576
 MINUTE, HOUR = 60, 3_600
 
 _PARTITION_BITS = 12
@@ -187,6 +189,10 @@ TABLES = {
         "partition INTEGER, place INTEGER, letter TEXT NOT NULL, identity TEXT NOT NULL, marked TEXT NOT NULL,"
         " at REAL NOT NULL, replay TEXT, PRIMARY KEY (partition, place)"
     ),
+    "logs": (
+        "place INTEGER PRIMARY KEY, run_id TEXT NOT NULL, at REAL NOT NULL, name TEXT, lines INTEGER NOT NULL,"
+        " size INTEGER NOT NULL, content BLOB NOT NULL"
+    ),
     "minutes": "minute INTEGER, flow TEXT, state TEXT, count INTEGER NOT NULL, PRIMARY KEY (minute, flow, state)",
     "worker_hours": (
         "worker TEXT, hour INTEGER, attempts INTEGER NOT NULL, first_at REAL NOT NULL, last_at REAL NOT NULL,"
@@ -199,7 +205,7 @@ TABLES = {
 }
 
 #: Their keys are not row ids, so that what belongs together lies together.
-_CLUSTERED = frozenset(TABLES) - {"runs"}
+_CLUSTERED = frozenset(TABLES) - {"runs", "logs"}
 
 INDICES = (
     "CREATE UNIQUE INDEX runs_run_id ON runs (run_id)",
@@ -217,6 +223,9 @@ INDICES = (
     "CREATE INDEX letters_identity ON letters (identity)",
     "CREATE INDEX letters_event ON letters (event_topic, event_partition, event_offset)",
     "CREATE INDEX marks_identity ON marks (identity)",
+    # With all that has to be known of a run's rows, but what they hold.
+    "CREATE INDEX logs_run ON logs (run_id, place, lines, size)",
+    "CREATE INDEX logs_at ON logs (at)",
     "CREATE INDEX forgotten_ended ON forgotten (ended_at)",
 )
 
