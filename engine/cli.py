@@ -29,7 +29,14 @@ _COMMANDS = {
     "doctor": ("engine.cli_doctor:doctor", "Check Kafka, Dask and the handlers; name the remedy of what is wrong."),
 }
 _GROUPS = {
-    "events": ("Send events.", {"send": ("engine.cli_events:send", "Send one event, or a file of them, to a topic.")}),
+    "events": (
+        "Send events, and see what became of them.",
+        {
+            "send": ("engine.cli_events:send", "Send one event, or a file of them, to a topic."),
+            "ls": ("engine.cli_event_lists:ls", "List the last events of a topic: the runs each made, or why none."),
+            "tail": ("engine.cli_event_lists:tail", "Show the last events of a topic, and with --follow those that come."),
+        },
+    ),
     "states": ("See state changes.", {"tail": ("engine.cli_states:tail", "Show state changes as they happen.")}),
     "runs": (
         "Look at runs, and repeat them.",

@@ -19,26 +19,50 @@ from engine.settings import Settings
 LAST_RECORDS = 200_000
 
 
+class Look:
+    """A history that a command looks at, perhaps again and again."""
+
+    def __init__(self, history: History, projector: Projector | None = None) -> None:
+        self.history = history
+        self._projector = projector
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it was made of the last records of the topics alone."""
+        return self._projector is not None and self._projector.is_cut
+
+    async def again(self) -> None:
+        """See what has come since. Raises KafkaUnavailable, TopicError and the errors of the history."""
+        if self._projector is not None:  # else a projector of its own keeps the database up to date
+            await self._projector.catch_up()
+
+
 @asynccontextmanager
-async def history_of(settings: Settings) -> AsyncIterator[History]:
+async def looking(settings: Settings) -> AsyncIterator[Look]:
     """An open history. Raises KafkaUnavailable, TopicError and the errors of the history."""
     logs.configure(level="WARNING")
     if (histories := histories_of(settings)) is not None:
         with histories() as found:
-            yield found
+            yield Look(found)
         return
     broker = KafkaBroker(settings)
-    projector = Projector(
-        settings, broker, store := HistoryStore(IN_MEMORY, settings.app), last_records=LAST_RECORDS, with_logs=False
-    )
+    store = HistoryStore(IN_MEMORY, settings.app)
+    projector = Projector(settings, broker, store, last_records=LAST_RECORDS, with_logs=False)
     try:
         records = await projector.catch_up()
         if projector.is_cut:
             say(f"no history database (setting history): read the last {records:,} records alone; older runs are missing")
-        yield History(store.connection, IN_MEMORY)
+        yield Look(History(store.connection, IN_MEMORY), projector)
     finally:
         await projector.close()
         await broker.close()
+
+
+@asynccontextmanager
+async def history_of(settings: Settings) -> AsyncIterator[History]:
+    """The same, for one look."""
+    async with looking(settings) as look:
+        yield look.history
 
 
 def histories_of(settings: Settings) -> Histories | None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 
 from engine.cli_flags import AppFlag, HistoryFlag, JsonFlag, KafkaFlag, settings_of
-from engine.cli_histories import history_of
+from engine.cli_histories import history_of, looking
 from engine.cli_output import json_text, put, say
 from engine.cli_run_views import (
     change_as_data,
@@ -58,27 +58,27 @@ async def ls(
     wanted = RunFilter(
         flows=tuple(flow or ()), states=tuple(state or ()), key=key, since=None if begin is None else begin.timestamp()
     )
-    settings = settings_of(app=app, kafka=kafka, history=history)
     seen: dict[str, int] = {}
-    with _screen(is_on=watch and not json) as screen:
-        while True:
-            async with history_of(settings) as found:
+    async with looking(settings_of(app=app, kafka=kafka, history=history)) as look:
+        with _screen(is_on=watch and not json) as screen:
+            while True:
                 try:
-                    page = found.runs(wanted, cursor=cursor, limit=max(1, limit))
+                    page = look.history.runs(wanted, cursor=cursor, limit=max(1, limit))
                 except EventError as error:
                     remedy = "Take it from the line of a run, or from the end of a list."
                     raise UsageError("--cursor", error.cause, remedy) from error
-            if json:
-                for run in page.items if not watch else [run for run in page.items if seen.get(run.run_id) != run.seq]:
-                    put(json_text(run_as_data(run)))
-            elif watch:
-                screen.update(runs_as_table(page.items), refresh=True)
-            else:
-                _print(page, is_filtered=wanted != RunFilter() or cursor is not None)
-            if not watch:
-                return
-            seen = {run.run_id: run.seq for run in page.items}
-            await asyncio.sleep(_LOOK_SECONDS)
+                if json:
+                    for run in [run for run in page.items if seen.get(run.run_id) != run.seq]:
+                        put(json_text(run_as_data(run)))
+                elif watch:
+                    screen.update(runs_as_table(page.items), refresh=True)
+                else:
+                    _print(page, is_filtered=wanted != RunFilter() or cursor is not None)
+                if not watch:
+                    return
+                seen = {run.run_id: run.seq for run in page.items}
+                await asyncio.sleep(_LOOK_SECONDS)
+                await look.again()
 
 
 def _print(page: Page[RunRow], *, is_filtered: bool) -> None:

@@ -117,6 +117,8 @@ class HistoryStore:
 
         ``fresh`` drops what is there. Raises HistoryInUse, HistoryUnreadable, HistoryUnavailable.
         """
+        if self.path == IN_MEMORY and self._db is not None and not fresh:
+            return False  # there is no other place where its tables are
         with told(self.path):
             if self.path != IN_MEMORY:
                 Path(self.path).parent.mkdir(parents=True, exist_ok=True)

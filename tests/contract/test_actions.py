@@ -13,6 +13,7 @@ import pytest
 from engine.actions import Actions
 from engine.broker import Broker
 from engine.command_errors import AlreadyEnded, NotFound, NotRepeatable, ParametersError
+from engine.event_lister import EventLister
 from engine.history import History, RunFilter
 from engine.history_store import HistoryStore
 from engine.inline import InlineExecutor
@@ -22,6 +23,7 @@ from engine.repeats import Kind
 from engine.results import ResultStore
 from engine.run_finder import Histories
 from engine.states import State
+from engine.verdicts import Fate
 from tests.app_under_test import AppUnderTest, Run, fresh_settings
 from tests.unit import flows_actions as flows
 from tests.waiting import eventually
@@ -174,4 +176,41 @@ async def test_a_history_that_is_gone_makes_nobody_wait_but_longer(tmp_path: Pat
         again = await made.actions.repeat(run_id, Kind.RERUN)
         await eventually(lambda: made.app.ends(again))
     finally:
+        await made.close()
+
+
+async def test_of_each_event_it_is_told_what_became_of_it(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    made = Acting(broker, tmp_path, has_history=True)
+    await made.start()
+    lister = EventLister(made.settings, broker, made.app.topic("picky"))
+    try:
+        first = await made.app.do("picky", {"value": 7}, "picky", id="a")
+        await made.app.send("picky", {"value": 7}, id="a")
+        await made.app.send("picky", {"value": 1}, id="b")
+        await made.app.send("picky", {"value": "x"}, id="c")
+        group, topic = made.settings.intake_group, made.app.topic("picky")
+
+        async def is_taken_in() -> bool:
+            standing = await lister.standing()
+            taken = standing.committed.get(group, {})
+            return sum(taken.get((topic, n), 0) for n in range(2)) == 4
+
+        while not await is_taken_in():  # noqa: ASYNC110  # a log has no event for it
+            await asyncio.sleep(0.01)
+        standing = await lister.standing()
+        records = await lister.latest(standing, 10)
+        declared = await made.actions.declarations()
+        with History.open(str(tmp_path / "history.db")) as history:
+            assert lister.behind(history, standing) > 0
+            behind = lister.listed(records, history, declared, standing)
+            assert {one.verdict.fate for one in behind} <= {Fate.UNKNOWN, Fate.RAN, Fate.DUPLICATE}
+            await made.project()
+            listed = lister.listed(records, history, declared, standing)
+        fates = sorted((one.id, one.verdict.fate) for one in listed)
+        assert fates == [("a", Fate.DUPLICATE), ("a", Fate.RAN), ("b", Fate.WHERE), ("c", Fate.DEAD)]
+        assert {one.run_id for item in listed if item.id == "a" for one in item.verdict.runs} == {first.id}
+        assert len(await lister.latest(standing, 2)) == 2
+    finally:
+        await lister.close()
         await made.close()
