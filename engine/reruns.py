@@ -101,8 +101,10 @@ class Calls:
             if not more:
                 break
             again |= more
-        taken = tuple(name for name, made in self._calls.items() if name not in again and made.is_stored)
-        rest = tuple(name for name in self._calls if name not in taken and not name.startswith(_OWN))
+        ordered = sorted(self._calls, key=_place)
+        taken = tuple(name for name in ordered if name not in again and self._calls[name].is_stored)
+        kept = set(taken)
+        rest = tuple(name for name in ordered if name not in kept and not name.startswith(_OWN))
         reuse = Reuse(run_id, taken, self._attempts, not is_async) if taken else None
         return Plan(taken, rest, reuse)
 
@@ -128,6 +130,12 @@ class Calls:
             name = f"{task_run_id.split('/')[1]}/{_call_index(index_of_task_run(task_run_id))}"
         self._call_of[task_run_id] = name
         return name
+
+
+def _place(name: str) -> tuple[int, str]:
+    """In the order in which the flow makes its calls."""
+    index = name.rpartition("/")[2]
+    return (int(index), name) if index.isdecimal() else (0, name)
 
 
 def _call_index(index: str) -> str:
