@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from engine.awaited import AwaitedEvents
 from engine.broker import Broker, TopicSpec
+from engine.declarer import Declarer
 from engine.dispatcher import Dispatcher
 from engine.driver import Driver
 from engine.errors import DaskUnavailable, EngineError, KafkaUnavailable
@@ -48,6 +49,7 @@ class App:
         lettered = [name for name, flow in flows.items() if flow.on_failure is not None]
         self._letters = LetterWriter(settings, broker, self._intake_sink, lettered, counts)
         self._publisher = Publisher(self._state_sink, settings.states_topic, self._tracer, self._letters, counts)
+        self._declarer = Declarer(settings, flows, self._state_sink)
         self._events = AwaitedEvents(broker)
         driver = Driver(settings, flows, executor, self._publisher, self._tracer, self._events)
         self._waitlist = driver.waitlist
@@ -102,6 +104,7 @@ class App:
                 publisher = group.create_task(self._publisher.run(), name="engine-publisher")
                 letters = group.create_task(self._letters.run(), name="engine-letters")
                 pulse = group.create_task(self._pulse.run(), name="engine-pulse")
+                declaring = group.create_task(self._declarer.run(), name="engine-declare")
                 parts = [
                     group.create_task(self._dispatcher.run(), name="engine-dispatcher"),
                     group.create_task(self._intake.run(), name="engine-intake"),
@@ -111,6 +114,7 @@ class App:
                 await asyncio.wait([stop, publisher, letters, *parts], return_when=asyncio.FIRST_COMPLETED)
                 await self._wind_down(parts)
                 pulse.cancel()
+                declaring.cancel()
                 letters.cancel()
                 publisher.cancel()
                 stop.cancel()
@@ -124,6 +128,7 @@ class App:
         await self._patiently(lambda: self._broker.ensure_topics(self._topics()))
         for sink in (self._intake_sink, self._state_sink):
             await self._patiently(sink.start)
+        await self._patiently(self._declarer.declare)
         await self._patiently(self._dispatcher.start)
         await self._patiently(self._intake.start)
         if self._gateway is not None:
@@ -164,7 +169,10 @@ class App:
             # A dead letter is its record and a few headers more: it must fit wherever the record did.
             "max.message.bytes": str(settings.max_record_bytes + 131_072),
         }
+        # Lines are small; their records' limit is Kafka's own, whatever that of state changes is.
+        logs = {"retention.ms": str(int(settings.logs_retention_seconds * 1000))}
         own = [
+            TopicSpec(settings.logs_topic, settings.event_partitions, replicas, logs),
             TopicSpec(settings.states_topic, settings.state_partitions, replicas, config),
             TopicSpec(settings.dead_letters_topic, settings.event_partitions, replicas, config),
             # One partition: replays are few, and keep the order in which they were asked for.
