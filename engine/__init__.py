@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engine.events import Event
     from engine.flows import flow, on
     from engine.handles import Handle, MapHandle, unmapped
+    from engine.log_catcher import logger
     from engine.retries import Retry, exponential, fixed, jittered
     from engine.sharing import Attached, attach
     from engine.states import Failure, State, StateChange
@@ -50,6 +51,8 @@ __all__ = [
     # Ask, inside a task, which attempt of what it is.
     "attempt",
     "Attempt",
+    # Say something in a task or a flow: it goes to the run's log.
+    "logger",
     # Hear what became of it.
     "subscribe",
     "Subscription",
@@ -88,6 +91,7 @@ _HOMES = {
     "RetryableError": "engine.errors",
     "attempt": "engine.attempts",
     "Attempt": "engine.attempts",
+    "logger": "engine.log_catcher",
     "subscribe": "engine.subscriber",
     "Subscription": "engine.subscriber",
     "attach": "engine.sharing",

@@ -43,6 +43,7 @@ _GROUPS = {
         {
             "ls": ("engine.cli_run_lists:ls", "List runs, the newest first."),
             "show": ("engine.cli_run_lists:show", "Show one run: its tasks with their attempts, and its state changes."),
+            "logs": ("engine.cli_logs:logs", "Show what the tasks and the flow of a run have logged."),
             "watch": ("engine.cli_runs:watch", "Follow one run; exits with its fate."),
             "cancel": ("engine.cli_cancel:cancel", "Stop open runs and all their tasks."),
             "retry": ("engine.cli_repeats:retry", "Run again what ended FAILED, CRASHED or CANCELLED, as new runs."),

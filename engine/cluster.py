@@ -10,16 +10,18 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from distributed import Client, LocalCluster, fire_and_forget
 
+from engine.dask_logs import LOGS
 from engine.errors import DaskUnavailable
 from engine.executor import Call, Listener, Submission, decode_reports, encode_call
 from engine.logs import logger
 from engine.parcels import Parcel, decode_outcomes, encode_parcel
 from engine.reporter import ReportPlugin, ResultsPlugin, warm_up
+from engine.run_logs import LogMail, decode_mail
 from engine.scheduler import NAME, PARCELS, REFUSED, VERSION, RunsPlugin
 
 #: How often the connection is looked at.
@@ -52,6 +54,7 @@ class Cluster:
         self.trouble = f"not connected to the Dask scheduler at {address} yet"
         #: Threads of all workers, as last heard.
         self.slots = 1
+        self.on_logs: Callable[[Sequence[LogMail]], None] = lambda mails: None
         self._app = app
         #: Handler modules that workers import ahead of the first task.
         self._modules = tuple(modules)
@@ -169,6 +172,7 @@ class Cluster:
         client.subscribe_topic(NAME, self._hear)
         client.subscribe_topic(PARCELS, self._hear_parcels)
         client.subscribe_topic(REFUSED, self._warn)
+        client.subscribe_topic(LOGS, self._hear_logs)
         # The first graph that a scheduler and its workers see takes them some hundred milliseconds: let it be this one.
         fire_and_forget(client.map(warm_up, range(_WARM_UP_CALLS), pure=False))
         self._client = client
@@ -194,6 +198,9 @@ class Cluster:
             self._listener.on_deaths(event["died"], event["reason"])
         else:
             self._listener.on_refused(event["parcel"])
+
+    def _hear_logs(self, event: list[bytes]) -> None:
+        self.on_logs([decode_mail(mail) for mail in event])
 
     def _warn(self, event: list[int]) -> None:
         partition, epoch, latest = event

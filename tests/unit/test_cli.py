@@ -57,7 +57,7 @@ def handlers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     [
         *("demo", "dev", "run", "doctor", "events send", "states tail", "runs watch", "runs retry", "runs rerun"),
         *("flows ls", "flows show", "dead-letters ls", "dead-letters show", "dead-letters replay", "dead-letters drop"),
-        *("dead-letters resume", "runs ls", "runs show", "history run", "history rebuild"),
+        *("dead-letters resume", "runs ls", "runs show", "runs logs", "history run", "history rebuild"),
     ],
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
