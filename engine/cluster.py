@@ -15,6 +15,7 @@ from typing import Any
 
 from distributed import Client, LocalCluster, fire_and_forget
 
+from engine.dask_clients import close_client, open_client
 from engine.dask_logs import LOGS
 from engine.errors import DaskUnavailable
 from engine.executor import Call, Listener, Submission, decode_reports, encode_call
@@ -133,7 +134,7 @@ class Cluster:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
         if self._client is not None:
-            await self._client.close(timeout=2)
+            await close_client(self._client)
         self.trouble = "closed"
 
     def _submit(self, submissions: Sequence[Submission]) -> None:
@@ -150,9 +151,7 @@ class Cluster:
 
     async def _connect(self) -> None:
         try:
-            client = await Client(
-                self.address, asynchronous=True, timeout=self._timeout_seconds, set_as_default=False, name="engine"
-            )
+            client = await open_client(self.address, timeout=self._timeout_seconds, name="engine")
         except (OSError, TimeoutError, ValueError, ImportError) as error:
             raise DaskUnavailable(self.address, f"{error}") from error
         try:
@@ -162,10 +161,10 @@ class Cluster:
                 await client.register_plugin(ResultsPlugin(self._app, self._results, self._max_result_bytes))
             self._token, version, self.slots = await client.scheduler.engine_token()
         except Exception as error:  # whatever the other side answers: it is not a scheduler we can work with
-            await client.close(timeout=2)
+            await close_client(client)
             raise DaskUnavailable(self.address, f"the scheduler refused the engine's plugin: {error}") from error
         if version != VERSION:
-            await client.close(timeout=2)
+            await close_client(client)
             raise DaskUnavailable(
                 self.address, f"it runs engine {version}, this process engine {VERSION}: install the same there"
             )
@@ -242,7 +241,7 @@ class Cluster:
             token = ""
         if token != self._token:
             self._client = None
-            await client.close(timeout=2)
+            await close_client(client)
             await self._connect()
             self._say_back()
         elif comm is not self._comm or self._is_lost:
