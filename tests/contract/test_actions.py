@@ -22,6 +22,7 @@ from engine.projector import Projector
 from engine.repeats import Kind
 from engine.results import ResultStore
 from engine.run_finder import Histories
+from engine.settings import Settings
 from engine.states import State
 from engine.verdicts import Fate
 from tests.app_under_test import AppUnderTest, Run, fresh_settings
@@ -34,8 +35,8 @@ S = State
 class Acting:
     """An engine, what a person can do to it, and a history that is brought up to date when a test wants it."""
 
-    def __init__(self, broker: Broker, folder: Path, *, has_history: bool) -> None:
-        self.settings = fresh_settings(results=f"file://{folder}/results")
+    def __init__(self, broker: Broker, folder: Path, *, has_history: bool, settings: Settings | None = None) -> None:
+        self.settings = settings or fresh_settings(results=f"file://{folder}/results")
         store = ResultStore(self.settings.results, self.settings.app, 1_000_000)
         self.app = AppUnderTest(
             self.settings, [flows.work, flows.count, flows.picky], broker, InlineExecutor(results=store), broker
@@ -149,6 +150,23 @@ async def test_a_rerun_from_a_task_takes_what_is_stored_and_makes_the_rest(actin
     assert third.taken == ("load/1",)
     assert (await acting.app.run_of(third.run_id)).result == 60
     assert acting.notes == Counter(["scale", "price 1", "price 2", "price 3", "total"])
+
+
+async def test_what_may_be_taken_is_on_the_log_for_whoever_owns_it_next(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    first = Acting(broker, tmp_path, has_history=False)
+    await first.start()
+    run = await failed(first)
+    await first.app.stop()
+    done = await first.actions.rerun(run.id, from_task="total")
+    second = Acting(broker, tmp_path, has_history=False, settings=first.settings)
+    await second.start()
+    try:
+        assert (await second.app.run_of(done.run_id)).result == 60
+        assert second.notes == Counter(["scale", "price 2", "total"])
+    finally:
+        await second.close()
+        await first.close()
 
 
 async def test_an_unknown_task_is_answered_with_the_tasks_of_the_run(acting: Acting) -> None:
