@@ -53,11 +53,11 @@ def test_many_are_acted_on_only_after_a_yes(monkeypatch: pytest.MonkeyPatch, cap
     assert confirm("cancelled", rows, yes=True)
     assert not confirm("cancelled", [], yes=True)
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
-    with pytest.raises(UsageError, match="3 runs would be cancelled"):
+    with pytest.raises(UsageError, match="would be cancelled: 3"):
         confirm("cancelled", rows, yes=False)
     for typed, goes_on in (("y\n", True), ("\n", False)):
         terminal = io.StringIO(typed)
         terminal.isatty = lambda: True  # type: ignore[method-assign]
         monkeypatch.setattr(sys, "stdin", terminal)
         assert confirm("cancelled", rows, yes=False) is goes_on
-    assert "3 runs will be cancelled" in capsys.readouterr().err
+    assert "will be cancelled: 3" in capsys.readouterr().err
