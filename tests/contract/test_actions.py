@@ -232,3 +232,24 @@ async def test_of_each_event_it_is_told_what_became_of_it(tmp_path: Path) -> Non
     finally:
         await lister.close()
         await made.close()
+
+
+@pytest.mark.parametrize("has_history", [True, False], ids=["history", "topics"])
+async def test_on_kafka_a_run_is_found_by_its_record_or_by_reading_all(
+    kafka_broker: Broker, tmp_path: Path, has_history: bool
+) -> None:
+    made = Acting(kafka_broker, tmp_path, has_history=has_history)
+    await made.start()
+    try:
+        run = await failed(made)
+        done = await made.actions.rerun(run.id, from_task="total")
+        assert (set(done.taken), (await made.app.run_of(done.run_id)).result) == ({"load/1", "price/2"}, 60)
+        await made.project()
+        with pytest.raises(NotRepeatable, match="COMPLETED"):
+            await made.actions.repeat(done.run_id, Kind.RETRY)
+        with pytest.raises(AlreadyEnded):
+            await made.actions.cancel(done.run_id)
+        assert (await made.app.run_of(await made.actions.repeat(done.run_id, Kind.RERUN))).end.state is S.COMPLETED
+        assert await made.actions.start("count", {"value": 1}, request_id="k")
+    finally:
+        await made.close()
