@@ -130,7 +130,7 @@ async def test_a_dashboard_tells_how_far_the_history_is_and_what_its_one_engine_
     assert ends is not None
     place = max((place for place in ends if place[0] == states), key=lambda place: ends[place])
 
-    def offsets() -> Mapping[Partition, int]:
+    async def offsets() -> Mapping[Partition, int]:
         return {place: ends[place] - 2}
 
     assert app.app.http is not None
@@ -144,7 +144,7 @@ async def test_a_dashboard_tells_how_far_the_history_is_and_what_its_one_engine_
 
 @pytest.mark.parametrize("engines", [[], ["127.0.0.1:1"], ["127.0.0.1:1", "127.0.0.1:2"]])
 async def test_without_one_engine_a_dashboard_tells_what_it_sees_itself(app: AppUnderTest, engines: list[str]) -> None:
-    def offsets() -> Mapping[Partition, int]:
+    async def offsets() -> Mapping[Partition, int]:
         raise HistoryUnavailable("history.db", "there is no such file")
 
     vitals = Vitals(app.settings, app.log)
