@@ -28,6 +28,8 @@ OF_THE_DASHBOARD = {"engine_projector_lag_records", "engine_history_readable"}
 
 @task
 def halve(number: int) -> float:
+    if not number:
+        raise ValueError("nothing to halve")
     return number / 2
 
 
@@ -101,6 +103,14 @@ async def test_a_scrape_tells_what_the_engine_has_done_and_how_it_is(app: AppUnd
     assert lagging
     assert values(found, "engine_open_runs", flow="halved") == [0]
     assert values(found, "process_resident_memory_bytes")[0] > 1_000_000
+
+
+async def test_a_run_that_fails_counts_with_its_letter(app: AppUnderTest) -> None:
+    run = await app.do("numbers", {"number": 0}, "halved")
+    assert run.end.state is State.FAILED
+    found = by_name((await scraped(app))[0])
+    assert values(found, "engine_flow_runs_total", flow="halved", state="FAILED") == [1]
+    assert values(found, "engine_dead_letters_total", topic=app.topic("numbers"), reason="run-failed") == [1]
 
 
 async def test_every_metric_is_told_with_its_own_name_help_and_type(app: AppUnderTest) -> None:
