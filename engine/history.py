@@ -27,9 +27,6 @@ from engine.states import State
 
 Item = TypeVar("Item")
 
-#: Dead letters that one page of the open ones goes through.
-LOOKED_AT = 10_000
-
 
 class Page(msgspec.Struct, Generic[Item], frozen=True):
     """A part of a list, and the cursor of the next one; None where this is the last."""
@@ -107,6 +104,9 @@ class WorkerRow(msgspec.Struct, frozen=True):
 
 class History:
     """Queries on one history database; a context manager, which closes it."""
+
+    #: Dead letters that one page of the open ones goes through.
+    LOOKED_AT = 10_000
 
     def __init__(self, connection: sqlite3.Connection, path: str) -> None:
         self._db, self._path = connection, path
@@ -243,7 +243,7 @@ class History:
         lies, end = "l.partition * (1 << 48) + l.place", [0.0, 0]
         if not all:
             query = f"SELECT at, {lies} FROM letters l WHERE (at, {lies}) < (?, ?) ORDER BY 1 DESC, 2 DESC LIMIT 1 OFFSET ?"  # noqa: S608
-            [end] = self._all(query, [*before, LOOKED_AT - 1]) or [end]
+            [end] = self._all(query, [*before, self.LOOKED_AT - 1]) or [end]
         columns = ", ".join(f"l.{name}" for name in LetterRow.__struct_fields__)
         query = (
             f"SELECT {columns},"  # noqa: S608

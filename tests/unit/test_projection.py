@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import engine.history as history_module
 from engine.dead_letters import Marked
 from engine.errors import EventError
 from engine.events import Position
@@ -214,7 +213,7 @@ def test_what_became_of_letters_is_what_the_command_says() -> None:
 
 
 def test_a_page_of_open_letters_looks_at_a_bounded_number_and_goes_on_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history_module, "LOOKED_AT", 4)
+    monkeypatch.setattr(History, "LOOKED_AT", 4)
     topics = Topics(gaps=False)
     for number in range(12):
         letter, details = topics.letter(Position("orders", 0, number), partition=number % 2)
