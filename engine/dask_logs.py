@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-
-from distributed import Scheduler
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from engine.log_outbox import Allowance
 from engine.logs import logger
@@ -27,12 +26,27 @@ _REMEMBERED = 2_000
 _SAY_SECONDS = 10.0
 
 
+class Way(Protocol):
+    """What the scheduler has of an engine: distributed's BatchedSend is one."""
+
+    #: Messages that wait to be sent.
+    buffer: list[Any]
+
+    def closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+        ...
+
+    def send(self, message: Any) -> None:
+        """Queue a message."""
+        ...
+
+
 class LogWays:
     """Knows which engine lines go to."""
 
-    def __init__(self, scheduler: Scheduler, client_of: Callable[[str], str | None]) -> None:
-        """``client_of`` answers the engine that owns a run."""
-        self._scheduler, self._client_of = scheduler, client_of
+    def __init__(self, ways: Mapping[str, Way], client_of: Callable[[str], str | None]) -> None:
+        """``ways`` are those to engines, by client; ``client_of`` answers the client of the engine that owns a run."""
+        self._ways, self._client_of = ways, client_of
         self._allowance = Allowance(_BURST_BYTES, _BYTES_PER_SECOND)
         self._gone: OrderedDict[str, str] = OrderedDict()
         self._dropped = 0
@@ -50,15 +64,15 @@ class LogWays:
         now = time.monotonic()
         for run_id, mail in mails:
             client = self._client_of(run_id) or self._gone.get(run_id, "")
-            comm = self._scheduler.client_comms.get(client)
-            if comm is None or comm.closed():
+            way = self._ways.get(client)
+            if way is None or way.closed():
                 continue  # nobody listens
-            if len(comm.buffer) > _MOST_WAITING or not self._allowance.takes(len(mail), now):
+            if len(way.buffer) > _MOST_WAITING or not self._allowance.takes(len(mail), now):
                 self._dropped += 1
             else:
                 by_client.setdefault(client, []).append(mail)
         for client, own in by_client.items():
-            self._scheduler.client_comms[client].send({"op": "event", "topic": LOGS, "event": own})
+            self._ways[client].send({"op": "event", "topic": LOGS, "event": own})
         if self._dropped and now - self._said_at > _SAY_SECONDS:
             logger.warning("log lines of runs were dropped: all tasks together log too much", records=self._dropped)
             self._dropped, self._said_at = 0, now

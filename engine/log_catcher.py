@@ -1,7 +1,8 @@
 """Catches what user code logs, by ``engine.logger()`` or standard logging, and hands it to the voice that speaks there.
 
 Which attempt a line is of follows from its context, as with ``engine.attempt()``: threads that a task starts have none.
-Standard logging is caught by a handler of the root logger, which changes nothing of what else becomes of a line.
+Standard logging is caught where it makes its records. A handler would do, too, but not for loggers that do not propagate, and
+whoever calls ``logging.basicConfig`` behind it would get nothing: what else becomes of a line is none of our business.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 from engine.log_outbox import RunLog
 
 __all__ = ["Logger", "catcher", "logger", "speaker"]
-
-#: Marks records that were told already.
-_TOLD = "_told_to_engine"
 
 
 class Speaking(Protocol):
@@ -83,9 +82,14 @@ class Logger:
         log = _log_here()
         if log is not None:
             log.say(time.time(), number, self._logger.name, lambda: _text(event, args, self._fields | fields, error))
-        if is_enabled:
+        if not is_enabled:
+            return
+        token = speaker.set(None)  # it is said already
+        try:
             text = _text(event, args, self._fields | fields, None)
-            self._logger.log(number, "%s", text, exc_info=error, extra={_TOLD: True}, stacklevel=3)
+            self._logger.log(number, "%s", text, exc_info=error, stacklevel=3)
+        finally:
+            speaker.reset(token)
 
 
 def logger(name: str | None = None) -> Logger:
@@ -96,31 +100,28 @@ def logger(name: str | None = None) -> Logger:
     return Logger(logging.getLogger(name or sys._getframe(1).f_globals.get("__name__", "task")), {})
 
 
-class Catcher(logging.Handler):
-    """The handler of standard logging. ``begin`` and ``end`` are called by each who wants lines caught in this process."""
+class Catcher:
+    """Makes the records of standard logging. ``begin`` and ``end`` are called by each who wants lines caught here."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._wanted = 0
         self._changes = threading.Lock()
+        #: Who made them before; None while it is not we who are asked.
+        self._make: Callable[..., logging.LogRecord] | None = None
         self._has_lowered = False
-
-    def createLock(self) -> None:  # noqa: N802 - logging's name
-        """None: an exception that ends a task might leave it taken."""
-        self.lock = None
 
     def begin(self) -> None:
         """Catch from now on."""
         with self._changes:
             self._wanted += 1
+            if self._make is None:
+                self._make = logging.getLogRecordFactory()
+                logging.setLogRecordFactory(self.record)
             root = logging.getLogger()
-            if self in root.handlers:
-                return
             if not root.handlers and root.level == logging.WARNING:
                 # Nobody has set logging up here, so nobody sees more of it than before.
                 root.setLevel(logging.INFO)
                 self._has_lowered = True
-            root.addHandler(self)
 
     def end(self) -> None:
         """No longer, where nobody else wants it."""
@@ -128,28 +129,22 @@ class Catcher(logging.Handler):
             self._wanted -= 1
             if self._wanted:
                 return
+            if self._make is not None and logging.getLogRecordFactory() == self.record:
+                logging.setLogRecordFactory(self._make)
+                self._make = None  # else somebody else's calls ours, which then only passes on
             root = logging.getLogger()
-            root.removeHandler(self)
             if self._has_lowered and root.level == logging.INFO:
                 root.setLevel(logging.WARNING)
             self._has_lowered = False
 
-    def handle(self, record: logging.LogRecord) -> bool:
-        """Take a record, without any lock. Raises nothing of its own."""
-        if not hasattr(record, _TOLD) and (log := _log_here()) is not None:
-            log.say(record.created, record.levelno, record.name, lambda: _text_of(record))
-        last = logging.lastResort
-        if last is not None and record.levelno >= last.level and self._is_alone(record.name):
-            last.handle(record)  # as if we were not there
-        return True
-
-    def _is_alone(self, name: str) -> bool:
-        at: logging.Logger | None = logging.getLogger(name)
-        while at is not None:
-            if any(handler is not self for handler in at.handlers):
-                return False
-            at = at.parent if at.propagate else None
-        return True
+    def record(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        """Make a record, and say what it says. Raises nothing of its own."""
+        made = (self._make or logging.LogRecord)(*args, **kwargs)
+        name: object = made.name
+        # Without a name it is one that came from elsewhere, still empty (``logging.makeLogRecord``).
+        if self._wanted and isinstance(name, str) and (log := _log_here()) is not None:
+            log.say(made.created, made.levelno, made.name, lambda: _text_of(made))
+        return made
 
 
 catcher = Catcher()

@@ -190,7 +190,11 @@ class Outbox:
                 batches.append(batch)
             batch.lines.append(line)
             batch.size += size
-        return [self._mail(batch.voice, tuple(batch.lines)) for batch in batches]
+        mails: list[LogMail] = []
+        for batch in batches:
+            with contextlib.suppress(Exception):  # a name that cannot be encoded, say: no line may keep a report from leaving
+                mails.append(self._mail(batch.voice, tuple(batch.lines)))
+        return mails
 
     def _mail(self, voice: Voice, lines: tuple[Line, ...]) -> LogMail:
         batch = LogBatch(

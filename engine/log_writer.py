@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from engine.broker import Outgoing, Sink
-from engine.errors import EngineError
 from engine.log_outbox import Outbox
 from engine.logs import logger
 from engine.run_logs import LogMail, headers_of
@@ -91,8 +90,8 @@ class LogWriter:
         records = [Outgoing(self._topic, mail.run_id.encode(), mail.value, headers_of(self._app, mail)) for mail in mails]
         try:
             await self._sink.write(records)
-        except EngineError as error:
-            self._drop(sum(mail.lines for mail in mails), str(error))
+        except Exception as error:  # whatever it is: lines are lost, and the engine goes on
+            self._drop(sum(mail.lines for mail in mails), str(error) or repr(error))
 
     def _drop(self, lines: int, why: str) -> None:
         self._dropped += lines

@@ -74,7 +74,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._graph, self._names = DaskGraph(scheduler), Names(scheduler)
         self._waits, self._deaths = Waits(scheduler, self._graph, self._report_of), Deaths(scheduler, self._graph)
         self._parcels = HeldParcels(scheduler, self._graph, self._names, self._tell_owner)
-        self._logs = LogWays(scheduler, self._client_of)
+        self._logs = LogWays(scheduler.client_comms, self._client_of)
         scheduler.handlers["engine_token"] = self.tell_token
         scheduler.handlers["engine_tasks"] = self.tell_tasks
         scheduler.handlers[KEYS] = self.tell_keys

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from engine.errors import EngineError
 from engine.history import History
 from engine.history_store import HistoryStore
 from engine.kafka import KafkaBroker
-from engine.log_feeds import TopicFeed
 from engine.log_outbox import MAX_BYTES
-from engine.log_rows import LogFilter, LogRow
+from engine.log_rows import LogRow
 from engine.projector import Projector
 from engine.settings import Settings
 from engine.states import State
 from tests.integration import flows_logs as flows
 from tests.integration.conftest import Apps
+from tests.integration.dask_under_test import child_environment
 from tests.waiting import eventually
 
 
@@ -30,11 +35,29 @@ async def projecting(settings: Settings, path: str) -> AsyncIterator[None]:
     await running
 
 
+@asynccontextmanager
+async def following(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    command = (sys.executable, "-m", "engine", "runs", "logs", *arguments)
+    process = await asyncio.create_subprocess_exec(*command, env=child_environment(), stdout=asyncio.subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def told_by(process: asyncio.subprocess.Process) -> dict[str, Any]:
+    assert process.stdout is not None
+    return msgspec.json.decode(await process.stdout.readline())
+
+
 def lines(path: str, run_id: str) -> list[LogRow]:
-    if not Path(path).exists():
-        return []
-    with History.open(path) as history:
-        return history.logs(run_id, limit=100_000)
+    try:
+        with History.open(path) as history:
+            return history.logs(run_id, limit=100_000)
+    except EngineError:
+        return []  # not there yet, or being made
 
 
 async def test_what_tasks_log_is_there_while_they_run_and_in_the_order_of_each(apps: Apps, tmp_path: Path) -> None:
@@ -44,13 +67,14 @@ async def test_what_tasks_log_is_there_while_they_run_and_in_the_order_of_each(a
     async with projecting(app.settings, path):
         await eventually(lambda: len(lines(path, run_id)) == 7)
         assert app.ends() == [], "the run goes on"
-        feed = TopicFeed(app.settings, KafkaBroker(app.settings), run_id, LogFilter(task="both"))
-        try:
-            assert len(await feed.latest(100)) == 6
-        finally:
-            await feed.close()
-        gate.touch()
+        flags = ("--follow", "--json", "--app", app.settings.app, "--kafka", app.settings.kafka)
+        async with following(run_id, *flags) as topic, following(run_id[:12], *flags, "--history", path) as database:
+            told = [[await told_by(command) for _ in range(7)] for command in (topic, database)]
+            gate.touch()
+            assert [await command.wait() for command in (topic, database)] == [0, 0], "it ends with the run"
         run = await app.run_of(run_id)
+    assert told[0] == told[1]
+    assert [line["message"] for line in told[0]] == [line.message for line in lines(path, run_id)]
     assert run.result == [0, 1, 2]
     found = lines(path, run_id)
     assert [(line.message, line.logger) for line in found if line.name is None] == [("wired", "both")]

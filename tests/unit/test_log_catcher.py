@@ -140,12 +140,30 @@ def test_where_nobody_has_set_logging_up_info_is_caught_and_what_is_seen_stays_a
 
 
 def test_the_last_to_end_leaves_logging_as_it_was() -> None:
+    factory = logging.getLogRecordFactory()
     with bare_root() as root:
         with caught():
             with caught():
                 pass
-            assert root.handlers == [catcher]
-        assert (root.handlers, root.level) == ([], logging.WARNING)
+            assert logging.getLogRecordFactory() != factory
+        assert (logging.getLogRecordFactory(), root.handlers, root.level) == (factory, [], logging.WARNING)
+
+
+def test_who_makes_records_beside_us_goes_on_to(talk: Talk) -> None:
+    def marked(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = before(*args, **kwargs)
+        record.mark = 7
+        return record
+
+    before = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(marked)  # on top of ours
+    try:
+        with caught():
+            record = logging.getLogger("shop").makeRecord("shop", 30, "", 0, "said", (), None)
+        assert record.mark == 7  # type: ignore[attr-defined]
+        assert talk.lines == [("warning", "shop", "said")]
+    finally:
+        logging.setLogRecordFactory(before)
 
 
 def test_who_has_set_logging_up_keeps_the_level() -> None:
@@ -155,8 +173,21 @@ def test_who_has_set_logging_up_keeps_the_level() -> None:
             assert root.level == logging.WARNING
 
 
-def test_logging_takes_no_lock_that_a_stopped_task_might_keep() -> None:
-    assert catcher.lock is None
+def test_who_sets_logging_up_later_gets_what_was_asked_for(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    with bare_root(), caught():
+        logging.basicConfig(level=logging.INFO, format="mine: %(message)s", stream=sys.stderr)
+        logging.getLogger("shop").info("said")
+        quiet = logging.getLogger("shop.quiet")
+        quiet.propagate = False
+        quiet.info("said by one that does not propagate")
+        quiet.propagate = True
+    assert capsys.readouterr().err == "mine: said\n"
+    assert [line[2] for line in talk.lines] == ["said", "said by one that does not propagate"]
+
+
+def test_a_record_from_elsewhere_is_nothing_that_is_said_here(talk: Talk) -> None:
+    logging.makeLogRecord({"name": "shop", "msg": "said elsewhere"})
+    assert talk.lines == []
 
 
 def test_where_nobody_speaks_a_logger_is_one_of_standard_logging(caplog: pytest.LogCaptureFixture) -> None:

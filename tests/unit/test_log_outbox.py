@@ -144,6 +144,13 @@ def test_who_waits_is_woken_by_the_first_line_and_a_closed_loop_hurts_nobody() -
     assert len(lines(outbox)) == 1
 
 
+def test_a_voice_that_cannot_be_told_keeps_nobody_from_being_heard() -> None:
+    outbox = Outbox()
+    say(RunLog(outbox, voice("\ud800/0")), "x")
+    say(RunLog(outbox, voice()), "heard")
+    assert [line.message for line in lines(outbox)] == ["heard"]
+
+
 def test_threads_lose_no_line_of_one_another(unhurried: None) -> None:
     outbox = Outbox()
     logs = [RunLog(outbox, voice(f"price/{number}")) for number in range(4)]
