@@ -70,8 +70,9 @@ class JaegerProcess:
 
         Answers the variables that make engine and workers send their traces there, and the dashboard link to them.
         """
-        # Its own spans are nobody's concern, and what is set for those of the others is not meant for it.
+        # It would trace itself, too, and when it stops wait for those who take that; nor is it meant by what is set for others.
         own = {name: text for name, text in environment.items() if not name.startswith("OTEL_")}
+        own["OTEL_TRACES_SAMPLER"] = "always_off"
         if self._pages_port:
             await self._launch(own)
             self._report(f"Jaeger: back, without the traces that it had, at {self.url}")
