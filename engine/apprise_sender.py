@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 from engine.command_errors import NotDelivered, TargetError
@@ -40,7 +41,10 @@ class AppriseSender:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         # Redirects could carry the token elsewhere.
         asset = apprise.AppriseAsset(app_id="engine", async_mode=False, http_redirects=False, storage_mode="memory")
-        service = apprise.Apprise.instantiate(url.reveal(), asset=asset)
+        with warnings.catch_warnings():
+            # The first address loads every service there is, some with libraries that use what Python will drop.
+            warnings.simplefilter("ignore")
+            service = apprise.Apprise.instantiate(url.reveal(), asset=asset)
         if service is None:
             remedy = "See apprise's list of services for what the address looks like."
             raise TargetError(target.name, "apprise does not know such an address, or a part of it is missing", remedy)

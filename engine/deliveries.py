@@ -74,7 +74,7 @@ class Delivery:
 
 
 def hold_all(held: Sequence[tuple[Holds, int]]) -> Callable[[], None]:
-    """Hold each partition at its offset; answers the release of all. Where no record set a notice off, it is where reading is."""
+    """Hold each partition at its offset (where no record set a notice off: where reading is); answers the release of all."""
     for holds, offset in held:
         holds.hold(offset)
 

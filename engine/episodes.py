@@ -67,20 +67,22 @@ class NoRun:
     def __init__(self, rule: Rule, began_at: float) -> None:
         """``began_at`` stands for the last run as long as none is known."""
         self.rule = rule
-        self._last = began_at
+        self._began_at = began_at
+        self._known_at = float("-inf")
         self._is_told = False
 
     def take(self, change: StateChange, now: float) -> Iterable[Firing]:
         """A change has been read."""
-        if self.rule.matches(change) and (at := min(change.at.timestamp(), now)) > self._last:
-            self._last, self._is_told = at, False
+        if self.rule.matches(change) and (at := min(change.at.timestamp(), now)) > self._known_at:
+            self._known_at, self._is_told = at, False
         return ()
 
     def tick(self, now: float) -> Iterable[Firing]:
         """All that was written until ``now`` has been read."""
-        if not self._is_told and now - self._last >= self.rule.seconds:
+        last = self._known_at if self._known_at > float("-inf") else self._began_at
+        if not self._is_told and now - last >= self.rule.seconds:
             self._is_told = True
-            yield Firing(self.rule, f"{self._last:.6f}", now, None, self._last)
+            yield Firing(self.rule, f"{last:.6f}", now, None, last)
 
 
 class LongerThan:

@@ -33,7 +33,7 @@ def build(
     environment: Mapping[str, str],
     on_unusable: Callable[[TargetError], None] | None = None,
 ) -> Outboxes:
-    """Outboxes for ``targets``. One that cannot be used is left out, and told to ``on_unusable``; without that its error is raised."""
+    """Outboxes for ``targets``. One that cannot be used is left out and told to ``on_unusable``, or else raises TargetError."""
     targets = list(dict.fromkeys(targets))
     found = Outboxes({}, [])
     mask = Mask(_secrets(targets, environment))

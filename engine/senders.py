@@ -161,10 +161,8 @@ def check_webhook(target: WebhookTarget, url: Secret, *, allow_plaintext: bool) 
 
 def _line_of(error: BaseException) -> str:
     """Where it was raised: a line of the user's own."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return (
-        f" ({frames[-1].f_code.co_filename}:{list(traceback.walk_tb(error.__traceback__))[-1][1]})" if len(frames) > 1 else ""
-    )
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return f" ({frames[-1][0].f_code.co_filename}:{frames[-1][1]})" if frames else ""
 
 
 def _head(data: bytes) -> tuple[int, Mapping[str, str]]:

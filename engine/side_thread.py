@@ -47,17 +47,20 @@ class SideThread:
         # One loop for all calls, so that what an async function keeps between two of them stays usable.
         with asyncio.Runner() as runner:
             while (call := self._calls.get()) is not None:
-                work, done, timeout_seconds = call
-                error: BaseException | None = None
-                try:
-                    answer = work()
-                    if inspect.isawaitable(answer):
-                        runner.run(_within(answer, timeout_seconds))
-                except BaseException as raised:  # whatever it is, it goes to who waits for the call
-                    error = raised
-                with contextlib.suppress(RuntimeError):  # The loop has gone: nobody waits.
-                    done.get_loop().call_soon_threadsafe(_settle, done, error)
-                del answer, error, done, work, call
+                _do(runner, *call)
+                del call  # Nothing of it is kept while the thread waits for the next one.
+
+
+def _do(runner: asyncio.Runner, work: Work, done: asyncio.Future[None], timeout_seconds: float) -> None:
+    error: BaseException | None = None
+    try:
+        answer = work()
+        if inspect.isawaitable(answer):
+            runner.run(_within(answer, timeout_seconds))
+    except BaseException as raised:  # whatever it is, it goes to who waits for the call
+        error = raised
+    with contextlib.suppress(RuntimeError):  # The loop has gone: nobody waits.
+        done.get_loop().call_soon_threadsafe(_settle, done, error)
 
 
 async def _within(answer: Awaitable[Any], timeout_seconds: float) -> None:
