@@ -1,4 +1,4 @@
-"""`engine notify` on real Kafka beside a running engine: killed and started again it tells of everything, and shows no address."""
+"""`engine notify` on real Kafka beside a running engine: killed and started again it tells of all, and shows no address."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ async def test_killed_in_the_middle_it_tells_all_and_a_target_that_hangs_delays_
     async with Receiver() as receiver:
         receiver.answer = lambda request: None if "hang" in request.path else answering(204)
         hook_file = tmp_path / "hooked"
-        (tmp_path / "engine.toml").write_text(
-            f'[[rules]]\nname = "first"\nstates = ["FAILED"]\nto = [{{url = "{receiver.url(f"/{TOKEN}/rule", scheme="json")}"}}]\n'
-        )
+        url = receiver.url(f"/{TOKEN}/rule", scheme="json")
+        table = f'[[rules]]\nname = "first"\nstates = ["FAILED"]\nto = [{{url = "{url}"}}]\n'
+        (tmp_path / "engine.toml").write_text(table)
         environment = {
             "GOOD_URL": receiver.url(f"/{TOKEN}/good"),
             "HANGING_URL": receiver.url(f"/{TOKEN}/hang"),
