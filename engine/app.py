@@ -19,6 +19,7 @@ from engine.intake import Intake
 from engine.letter_writer import LetterWriter
 from engine.logs import logger
 from engine.publisher import Publisher
+from engine.pulse import Pulse
 from engine.settings import Settings
 from engine.telemetry import Tracer
 from engine.triggers import Triggers
@@ -49,6 +50,7 @@ class App:
         # Also where no event starts anything: what was started by hand leaves letters, and takes their replays.
         self._intake = Intake(settings, broker, self._intake_sink, self._triggers, self._tracer, self._dispatcher.offer)
         self._gateway = Gateway(settings, self._intake_sink, self.readiness) if settings.http else None
+        self._pulse = Pulse(broker, settings.states_topic)
         self._stop = asyncio.Event()
         self._is_started = False
 
@@ -60,6 +62,7 @@ class App:
     def readiness(self) -> dict[str, str]:
         """Each part and "ok", or what it waits for."""
         parts = {
+            "kafka": self._pulse.trouble,
             "dask": self._executor.trouble,
             "events": self._events.trouble,
             "publisher": self._publisher.trouble,
@@ -79,6 +82,7 @@ class App:
             async with asyncio.TaskGroup() as group:
                 publisher = group.create_task(self._publisher.run(), name="engine-publisher")
                 letters = group.create_task(self._letters.run(), name="engine-letters")
+                pulse = group.create_task(self._pulse.run(), name="engine-pulse")
                 parts = [
                     group.create_task(self._dispatcher.run(), name="engine-dispatcher"),
                     group.create_task(self._intake.run(), name="engine-intake"),
@@ -87,6 +91,7 @@ class App:
                 stop = group.create_task(self._stop.wait(), name="engine-stop")
                 await asyncio.wait([stop, publisher, letters, *parts], return_when=asyncio.FIRST_COMPLETED)
                 await self._wind_down(parts)
+                pulse.cancel()
                 letters.cancel()
                 publisher.cancel()
                 stop.cancel()

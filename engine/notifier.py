@@ -150,7 +150,6 @@ class Notifier:
         self._committed = {place: offset for place, offset in known.items() if offset <= ends[place]}
         begin = {place: ends[place] if self._from_latest and place not in known else 0 for place in partitions}
         begin |= self._committed
-        self._holds = {place: Holds(offset) for place, offset in begin.items()}
         self._paused &= frozenset(partitions)
         self._episodes = Episodes(self._addressees.rules, now)
         self._is_whole = len(partitions) == await self._broker.partitions(self._topic)
@@ -160,6 +159,8 @@ class Notifier:
             )
         starts = await self._look_back(begin, now)
         self._until = {place: begin[place] for place, start in starts.items() if start < begin[place]}
+        # Last: from here on there is something to commit, and time to tell rules of.
+        self._holds = {place: Holds(offset) for place, offset in begin.items()}
         return begin | starts
 
     async def _look_back(self, begin: Mapping[Partition, int], now: float) -> dict[Partition, int]:
@@ -180,7 +181,10 @@ class Notifier:
         for place, offset in begin.items():
             start = await self._reader.offset_at(place, int((self._told_until - horizon) * 1000))
             if start is not None:
-                starts[place] = max(min(start, offset), offset - REBUILD_RECORDS // len(begin), 0)
+                least = max(offset - REBUILD_RECORDS // len(begin), 0)
+                starts[place] = max(min(start, offset), least)
+                if start < least:
+                    logger.warning("rules look back less far than they reach", partition=place, records=offset - least)
         return starts
 
     async def _revoked(self, partitions: Sequence[Partition]) -> None:
