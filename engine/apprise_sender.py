@@ -71,6 +71,11 @@ class AppriseSender:
         if not all(delivered):
             raise NotDelivered("the service did not take it; apprise does not say why without the address", False, None)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call is still under way."""
+        return self._thread.is_busy
+
     def close(self) -> None:
         """A call that still runs is left to itself."""
         self._thread.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -66,6 +67,9 @@ async def notify(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, notifier.stop)
     await notifier.run(tell)
+    if any(sender.is_busy for sender in outboxes.senders):
+        sys.stderr.flush()
+        os._exit(0)  # Python would wait for apprise's threads, and one of them hangs.
     return None
 
 

@@ -37,6 +37,11 @@ class Sender(Protocol):
         """How many notices may be under way at once."""
         ...
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something of it still runs, perhaps for ever."""
+        ...
+
     async def send(self, notice: Notice) -> None:
         """Hand it over. Raises NotDelivered; never takes longer than the target's time."""
         ...
@@ -69,6 +74,11 @@ class HookSender:
             # Without its cause, whose text and traceback nobody has masked.
             raise NotDelivered(text, isinstance(error, TerminalError), after) from None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call is still under way."""
+        return self._thread.is_busy
+
     def close(self) -> None:
         """A function that still runs is left to itself."""
         self._thread.close()
@@ -78,6 +88,7 @@ class WebhookSender:
     """Posts the JSON of a notice over HTTP/1.1, signed; follows nothing, reads no body, keeps no connection."""
 
     concurrency = 4
+    is_busy = False
 
     def __init__(self, target: WebhookTarget, url: Secret, secret: Secret, clock: Callable[[], float] = time.time) -> None:
         self._target, self._secret, self._clock = target, secret, clock

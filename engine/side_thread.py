@@ -33,6 +33,11 @@ class SideThread:
             await asyncio.wait((done,))
         done.result()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call is under way, also one that nobody waits for any more."""
+        return self._last is not None and not self._last.done()
+
     def close(self) -> None:
         """Let it end when it has nothing to do. What it is doing is left to itself: a daemon ends with the process."""
         if self._thread is not None:

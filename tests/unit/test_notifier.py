@@ -66,6 +66,8 @@ class Inbox:
     def runs(self) -> list[str]:
         return [notice.change.run_id for notice in self.got if notice.change is not None]
 
+    is_busy = False
+
     def close(self) -> None: ...
 
 

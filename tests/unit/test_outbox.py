@@ -51,6 +51,8 @@ class Shelf:
             raise error
         self.taken.append(notice.id)
 
+    is_busy = False
+
     def close(self) -> None: ...
 
 
