@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from structlog.testing import capture_logs
 
+from engine import notifier
 from engine.addressees import Addressees
 from engine.broker import Outgoing, TopicSpec
 from engine.command_errors import NotDelivered
@@ -27,11 +29,18 @@ from engine.targets import AppriseTarget, notify
 from engine.tasks import task
 from tests.waiting import eventually
 
-SETTINGS = Settings(app="app", http="", state_partitions=2, grace_seconds=1.0)
+SETTINGS = Settings(app="app", http="", state_partitions=2, grace_seconds=0.2)
 TOPIC = SETTINGS.states_topic
 ONE = notify(env="ONE", retry=Retry(5, 0.0))
 TWO = notify(env="TWO", retry=Retry(5, 0.0))
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits half a second for a commit here."""
+    for name in ("_COMMIT_SECONDS", "_TICK_SECONDS", "_POLL_SECONDS"):
+        monkeypatch.setattr(notifier, name, 0.02)
 
 
 @task(on_state={State.RETRYING: ONE})
@@ -108,15 +117,15 @@ class World:
             {target: Outbox(target.name, inbox, most_waiting=most_waiting) for target, inbox in self.inboxes.items()}, []
         )
         addressees = Addressees({"fulfil": fulfil}, [price], self.rules)
-        notifier = Notifier(SETTINGS, self.broker, addressees, outboxes, self.now)
+        made = Notifier(SETTINGS, self.broker, addressees, outboxes, self.now)
         ready = asyncio.Event()
-        running = asyncio.create_task(notifier.run(ready.set))
+        running = asyncio.create_task(made.run(ready.set))
         try:
             await asyncio.wait_for(ready.wait(), 30)
             await eventually(lambda: len(self.committed()) == 2)
-            yield notifier
+            yield made
         finally:
-            notifier.stop()
+            made.stop()
             await running
 
 
@@ -204,14 +213,14 @@ async def test_reading_waits_while_an_outbox_is_full_and_nothing_is_lost() -> No
 async def test_without_a_topic_it_waits_and_then_misses_nothing() -> None:
     log = World()
     outboxes = Outboxes({target: Outbox(target.name, inbox) for target, inbox in log.inboxes.items()}, [])
-    notifier = Notifier(SETTINGS, log.broker, Addressees({"fulfil": fulfil}, [], ()), outboxes)
+    waiting = Notifier(SETTINGS, log.broker, Addressees({"fulfil": fulfil}, [], ()), outboxes)
     with capture_logs() as logs:
-        running = asyncio.create_task(notifier.run())
+        running = asyncio.create_task(waiting.run())
         await eventually(lambda: [line for line in logs if line["event"] == "notifications wait"])
     await log.make_topic()
     await log.write(change("a"))
     await eventually(lambda: log.two.got)
-    notifier.stop()
+    waiting.stop()
     await running
 
 
