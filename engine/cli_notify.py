@@ -17,7 +17,7 @@ from engine.command_errors import NotDelivered, TargetError
 from engine.hook_loader import load_addressees
 from engine.kafka import KafkaBroker
 from engine.logs import logger
-from engine.notices import test_notice
+from engine.notices import trial_notice
 from engine.notifier import Notifier
 from engine.sender_builder import Outboxes, build
 from engine.senders import HookSender
@@ -85,7 +85,7 @@ async def _test(settings: Settings, outboxes: Outboxes) -> int:
             say(f"{name}: not tried, a function takes what it is declared for")
             return True
         try:
-            await outboxes.senders[way].send(test_notice(settings.app))
+            await outboxes.senders[way].send(trial_notice(settings.app))
         except NotDelivered as error:
             say(f"{name}: {error}")
             return False

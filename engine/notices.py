@@ -90,11 +90,11 @@ def notice_of_firing(app: str, firing: Firing, dashboard_url: str = "") -> Notic
     )
 
 
-def test_notice(app: str) -> Notice:
+def trial_notice(app: str) -> Notice:
     """That somebody wants to see whether notices arrive."""
     text = f"This is a test. It is how {app} tells of its runs."
     at = datetime.fromtimestamp(0, UTC)
-    return Notice(id=_id(app, "test"), app=app, origin="test", title=f"{app}: a test", text=text, at=at, rule="test")
+    return Notice(id=_id(app, "trial"), app=app, origin="test", title=f"{app}: a test", text=text, at=at, rule="test")
 
 
 def body_of(notice: Notice) -> bytes:

@@ -17,8 +17,6 @@ from engine.senders import Sender
 
 #: What waits for one target at most, those under way and those that wait for another attempt included.
 MOST_WAITING = 500
-#: A full outbox whose target has taken nothing for so long takes new notices for old ones; until then reading waits.
-STUCK_SECONDS = 5.0
 #: Notices given up for want of room are counted, and told of no more often than this.
 _TELL_SECONDS = 10.0
 
@@ -27,10 +25,17 @@ class Outbox:
     """``run`` works until cancelled; ``offer`` puts something in."""
 
     def __init__(
-        self, name: str, sender: Sender, *, most_waiting: int = MOST_WAITING, clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        sender: Sender,
+        *,
+        stuck_seconds: float,
+        most_waiting: int = MOST_WAITING,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """A full outbox whose target took nothing for ``stuck_seconds`` takes new notices for old; until then reading waits."""
         self.name = name
-        self._sender, self._most, self._clock = sender, most_waiting, clock
+        self._sender, self._stuck_seconds, self._most, self._clock = sender, stuck_seconds, most_waiting, clock
         self._ready: deque[Delivery] = deque()
         self._later: dict[Delivery, asyncio.TimerHandle] = {}
         self._under_way: set[Delivery] = set()
@@ -132,7 +137,7 @@ class Outbox:
 
     def _make_room(self) -> bool:
         now = self._clock()
-        if now - self._moved_at < STUCK_SECONDS:
+        if now - self._moved_at < self._stuck_seconds:
             return False
         waiting = [*self._later, *self._ready]
         if not waiting:

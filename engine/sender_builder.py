@@ -44,7 +44,8 @@ def build(
             if identity not in shared:
                 sender = make()
                 found.senders.append(sender)
-                shared[identity] = Outbox(target.name, sender)
+                # Slower than one attempt may be is no target that works.
+                shared[identity] = Outbox(target.name, sender, stuck_seconds=target.timeout_seconds)
             found.by_target[target] = shared[identity]
         except TargetError as error:
             if on_unusable is None:

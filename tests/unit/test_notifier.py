@@ -114,7 +114,11 @@ class World:
     @asynccontextmanager
     async def notifying(self, most_waiting: int = 500) -> AsyncIterator[Notifier]:
         outboxes = Outboxes(
-            {target: Outbox(target.name, inbox, most_waiting=most_waiting) for target, inbox in self.inboxes.items()}, []
+            {
+                target: Outbox(target.name, inbox, stuck_seconds=5.0, most_waiting=most_waiting)
+                for target, inbox in self.inboxes.items()
+            },
+            [],
         )
         addressees = Addressees({"fulfil": fulfil}, [price], self.rules)
         made = Notifier(SETTINGS, self.broker, addressees, outboxes, self.now)
@@ -212,7 +216,7 @@ async def test_reading_waits_while_an_outbox_is_full_and_nothing_is_lost() -> No
 
 async def test_without_a_topic_it_waits_and_then_misses_nothing() -> None:
     log = World()
-    outboxes = Outboxes({target: Outbox(target.name, inbox) for target, inbox in log.inboxes.items()}, [])
+    outboxes = Outboxes({target: Outbox(target.name, inbox, stuck_seconds=5.0) for target, inbox in log.inboxes.items()}, [])
     waiting = Notifier(SETTINGS, log.broker, Addressees({"fulfil": fulfil}, [], ()), outboxes)
     with capture_logs() as logs:
         running = asyncio.create_task(waiting.run())

@@ -70,7 +70,7 @@ class Post:
 @asynccontextmanager
 async def at_work(sender: Shelf, **options: int) -> AsyncIterator[Post]:
     clock = Clock()
-    outbox = Outbox("target", sender, clock=clock, **options)
+    outbox = Outbox("target", sender, stuck_seconds=5.0, clock=clock, **options)
     running = asyncio.create_task(outbox.run())
     await asyncio.sleep(0)
     yield Post(outbox, clock)
@@ -145,7 +145,7 @@ async def test_a_full_outbox_of_a_working_target_asks_to_wait_and_that_of_a_stuc
 async def test_stopping_ends_what_is_under_way_and_leaves_the_rest_to_the_next_start() -> None:
     sender = Shelf()
     sender.open.clear()
-    outbox = Outbox("target", sender)
+    outbox = Outbox("target", sender, stuck_seconds=5.0)
     finished: list[str] = []
     running = asyncio.create_task(outbox.run())
     for name in "ab":
