@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from engine.handles import Handle, MapHandle, unmapped
     from engine.log_catcher import logger
     from engine.retries import Retry, exponential, fixed, jittered
+    from engine.rules import Rule, rule
     from engine.sharing import Attached, attach
     from engine.states import Failure, State, StateChange
     from engine.subscriber import Subscription, subscribe
+    from engine.targets import notify, webhook
     from engine.tasks import task
 
 __all__ = [
@@ -59,6 +61,11 @@ __all__ = [
     "StateChange",
     "State",
     "Failure",
+    # Be told of it.
+    "notify",
+    "webhook",
+    "rule",
+    "Rule",
     # Share its futures while it runs.
     "attach",
     "Attached",
@@ -96,6 +103,10 @@ _HOMES = {
     "Subscription": "engine.subscriber",
     "attach": "engine.sharing",
     "Attached": "engine.sharing",
+    "notify": "engine.targets",
+    "webhook": "engine.targets",
+    "rule": "engine.rules",
+    "Rule": "engine.rules",
     "StateChange": "engine.states",
     "State": "engine.states",
     "Failure": "engine.states",

@@ -18,6 +18,7 @@ from engine.cli_output import json_text, put, say
 from engine.dask_processes import default_workers
 from engine.devstack import DevStack
 from engine.handler_paths import import_paths, watched_paths
+from engine.hook_loader import load_addressees
 from engine.jaeger_process import find_jaeger
 from engine.loader import load
 from engine.log_follower import LogFollower
@@ -113,7 +114,10 @@ def _options(
     # Kafka's own topics are emptied with --fresh, those of another one are not.
     again = ("--fresh",) if fresh and kafka is None else ()
     history = _engine("history", "run", "--app", settings.app, "--history", path, again)
-    return msgspec.structs.replace(made, companions={"history": history})
+    # Beside nothing that is to be told it would only take memory; a reload may bring something.
+    notify = {"notify": _engine("notify", settings.handlers, "--app", settings.app, "--skip-unusable")}
+    companions = {"history": history} | (notify if load_addressees(settings).targets else {})
+    return msgspec.structs.replace(made, companions=companions, reloaded=notify)
 
 
 def _usual_handlers() -> tuple[str, ...]:

@@ -164,7 +164,7 @@ class DevStack:
 
     async def _start_companion(self, name: str) -> None:
         addresses = {"ENGINE_KAFKA": self.kafka, "ENGINE_DASK": self.dask}
-        await self._children.launch(name, self._options.companions[name], self._environment | addresses)
+        await self._children.launch(name, self._options.beside[name], self._environment | addresses)
 
     async def _start_kafka(self) -> None:
         if self._options.kafka is not None:
@@ -234,7 +234,7 @@ class DevStack:
         scheduler = self._children.get(SCHEDULER)
         if child.name.startswith(WORKER_PREFIX) and (scheduler is None or scheduler.exit_code is not None):
             return  # It ended because its scheduler did, with which it starts again.
-        if child.name in (ENGINE, JAEGER) or child.name in self._options.companions:
+        if child.name in (ENGINE, JAEGER) or child.name in self._options.beside:
             self._report(f"{child.name}: ended with code {child.exit_code}; its log ends with:\n{child.tail()}")
         else:
             self._report(f"Dask: the {child.name} ended with code {child.exit_code}; starting it again")
@@ -258,7 +258,7 @@ class DevStack:
         self._started_at[name] = time.monotonic()
         if name == ENGINE and self._options.engine is not None:
             await self._start_engine(self._options.engine)
-        elif name in self._options.companions:
+        elif name in self._options.beside:
             await self._start_companion(name)
         elif self.jaeger is not None and name == JAEGER:
             await self.jaeger.start(self._environment)
@@ -291,6 +291,9 @@ class DevStack:
             self._report("Dask: its workers are not ours; they keep the handlers that they have loaded")
         if self._options.engine is not None:
             await self._start_engine(self._options.engine)
+        for name in self._options.reloaded:
+            await self._children.stop([name], self._options.grace_seconds)
+            await self._start_companion(name)
         self._report("reloaded")
 
     async def _watch_files(self, folder: Path, only: str | None) -> None:
@@ -329,7 +332,7 @@ class DevStack:
                 steps.push_async_callback(self._dask.stop_scheduler)
                 steps.push_async_callback(self._dask.stop_workers)
             # Those beside the engine end after it: they may see its last words.
-            steps.push_async_callback(self._children.stop, list(self._options.companions), self._options.grace_seconds)
+            steps.push_async_callback(self._children.stop, list(self._options.beside), self._options.grace_seconds)
             steps.push_async_callback(self._children.stop, [ENGINE], self._options.grace_seconds)
 
     def _spawn(self, work: Any, name: str) -> None:

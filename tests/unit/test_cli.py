@@ -58,7 +58,7 @@ def handlers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         *("demo", "dev", "run", "doctor", "events send", "states tail", "runs watch", "runs retry", "runs rerun"),
         *("flows ls", "flows show", "dead-letters ls", "dead-letters show", "dead-letters replay", "dead-letters drop"),
         *("dead-letters resume", "runs ls", "runs show", "runs logs", "history run", "history rebuild"),
-        *("runs cancel", "flows run", "events ls", "events tail"),
+        *("runs cancel", "flows run", "events ls", "events tail", "notify"),
     ],
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,6 +88,7 @@ def test_help_imports_neither_kafka_nor_dask() -> None:
         ["runs", "ls", "--since", "yesterday"],
         ["runs", "ls", "--state", "SLEEPING"],
         ["history", "run"],
+        ["notify", "no-such-file.py"],
         ["history", "rebuild", "--history", "postgres://me:word@db/x"],
         ["dev", "--workers", "many"],
         ["run", "--http", "0.0.0.0:80"],
