@@ -16,6 +16,8 @@ from engine.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "ENGINE_"
 FILE_NAME = "engine.toml"
+#: Settings whose variables hold several values, separated by commas.
+_LISTS = frozenset({"handlers", "engines"})
 #: Protocols of result stores in whose URLs an @ is part of the address, not of a secret.
 _STORES_WITH_USERS = frozenset({"abfs", "abfss", "az", "sftp", "ssh", "smb", "hdfs", "webhdfs"})
 
@@ -51,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     handlers: tuple[str, ...] = ()
     #: Where the HTTP endpoint listens, ``host:port``; port 0 takes a free one; an empty text switches it off.
     http: str = "127.0.0.1:8282"
+    #: Where engines listen, ``host:port`` or URLs, for the dashboard, which asks them whether they are ready.
+    engines: tuple[str, ...] = ()
 
     #: Partitions of the state topic, fixed when it is made: they are the unit of ownership.
     state_partitions: int = 8
@@ -160,7 +164,7 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str], directory: Pa
     for name, text in environment.items():
         key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
         if name.startswith(ENVIRONMENT_PREFIX) and key in fields:
-            values[key] = [part for part in text.split(",") if part] if key == "handlers" else text
+            values[key] = [part for part in text.split(",") if part] if key in _LISTS else text
     values.update({key: value for key, value in flags.items() if value is not None})
     for key in values:
         if key not in fields:
@@ -268,6 +272,11 @@ def _check_hosts(settings: Settings) -> None:
         plain.append(("dask", urlsplit(settings.dask).hostname or ""))
     if settings.http:
         plain.append(("http", settings.http.rpartition(":")[0]))
+    plain += [
+        ("engines", urlsplit(engine if "://" in engine else f"http://{engine}").hostname or "")
+        for engine in settings.engines
+        if not engine.startswith("https://")
+    ]
     for key, host in plain:
         if not is_loopback(host):
             raise SettingsError(
