@@ -1,4 +1,7 @@
-"""A real Chromium, and the dashboard served on a history that is filled as a projector would fill it."""
+"""A real Chromium, and the dashboard served on a history that is filled as a projector would fill it.
+
+Playwright's own event loop may not run where those of other tests do, so browser tests run in a thread of their own.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,29 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, sync_playwright
 
 from engine.settings import Settings
 from engine.web_app import build
 from tests.browser.sample import Story, Writer
-from tests.browser.serving import Noted, Served, Shown, a_vital
+from tests.browser.serving import Noted, Served, Shown, a_vital, guarded
 
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 #: Chromium may need so long for a step on a busy machine.
 STEP_SECONDS = 30.0
+
+_thread = ThreadPoolExecutor(1, "browser")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    _thread.submit(pyfuncitem.obj, **arguments).result()
+    return True
 
 
 class Shop:
@@ -31,7 +44,7 @@ class Shop:
         self.actions = Noted()
         self.vitals = Shown(a_vital(self.now))
         settings = Settings(app="app", history=str(folder / "history.db"))
-        self.served = Served(lambda: build(settings, actions=self.actions, vitals=self.vitals))
+        self.served = Served(lambda: guarded(build(settings, actions=self.actions, vitals=self.vitals)))
         self.url = self.served.url
 
     def close(self) -> None:
@@ -48,11 +61,13 @@ def chromium() -> Iterator[Browser]:
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
-    playwright: Playwright
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
+    playwright = _thread.submit(sync_playwright().start).result()
+    browser = _thread.submit(
+        playwright.chromium.launch, executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    ).result()
+    yield browser
+    _thread.submit(browser.close).result()
+    _thread.submit(playwright.stop).result()
 
 
 @pytest.fixture(scope="session")
@@ -63,27 +78,48 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     made.close()
 
 
+class Listener:
+    """Hears everything that a page should not say."""
+
+    def __init__(self, page: Page) -> None:
+        self.wrong: list[str] = []
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        page.on("dialog", self._dialog)
+
+    def _console(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.wrong.append(message.text)
+
+    def _dialog(self, dialog: Dialog) -> None:
+        if dialog.type == "alert":
+            self.wrong.append(f"a script of an event's ran: {dialog.message}")
+        dialog.accept()
+
+
 @pytest.fixture
 def context(chromium: Browser) -> Iterator[BrowserContext]:
-    made = chromium.new_context(viewport=WIDE, color_scheme="light", reduced_motion="reduce")
+    made = _thread.submit(chromium.new_context, viewport=WIDE, color_scheme="light", reduced_motion="reduce").result()
     made.set_default_timeout(STEP_SECONDS * 1000)
     yield made
-    made.close()
+    _thread.submit(made.close).result()
 
 
 @pytest.fixture
 def page(context: BrowserContext, shop: Shop) -> Iterator[Page]:
     """A page whose test fails when anything is wrong on its console."""
-    made = context.new_page()
-    wrong: list[str] = []
-
-    def hear(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            wrong.append(message.text)
-
-    made.on("console", hear)
-    made.on("pageerror", lambda error: wrong.append(str(error)))
-    made.on("requestfailed", lambda request: None if request.url.startswith(shop.url) else wrong.append(request.url))
+    made = _thread.submit(context.new_page).result()
+    listener = _thread.submit(Listener, made).result()
     yield made
-    made.close()
-    assert not wrong, wrong
+    _thread.submit(made.close).result()
+    assert not listener.wrong, listener.wrong
+
+
+@pytest.fixture
+def chromium_without_scripts(chromium: Browser) -> Iterator[Page]:
+    """A page in a browser that runs no scripts."""
+    context = _thread.submit(chromium.new_context, java_script_enabled=False).result()
+    made = _thread.submit(context.new_page).result()
+    made.set_default_timeout(STEP_SECONDS * 1000)
+    yield made
+    _thread.submit(context.close).result()

@@ -16,6 +16,10 @@ from engine.repeats import Kind
 from engine.vital_signs import DaskVital, EngineVital, Lag, Vital, Worker
 
 GIB = 1 << 30
+POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self';"
+    b" base-uri 'none'; frame-ancestors 'none'"
+)
 
 
 class Served:
@@ -119,3 +123,22 @@ def a_vital(now: float) -> Vital:
     engines = (EngineVital("127.0.0.1:40411", True, {"kafka": "ok", "dask": "ok"}),)
     ends = {("app.states", n): 9_000 + 40 * n for n in range(8)}
     return Vital(now, tuple(lags), ends, "", dask, "", engines)
+
+
+def guarded(app: Starlette) -> Starlette:
+    """With the content security policy that the dashboard has, so that whatever would need a hole in it fails a test."""
+
+    class Policy:
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            async def secured(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"] = [*message["headers"], (b"content-security-policy", POLICY)]
+                await send(message)
+
+            await self._inner(scope, receive, secured)
+
+    app.add_middleware(Policy)
+    return app
