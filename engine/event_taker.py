@@ -13,7 +13,7 @@ from engine.broker import Sink
 from engine.errors import EngineError, RecordTooLarge, TopicError
 from engine.http_answers import RequestRefused, json_answer, refusal
 from engine.http_events import events_of, outgoing_of
-from engine.settings import Settings, is_loopback
+from engine.settings import Settings
 
 #: A sender that is slower than this with its body is turned away.
 BODY_SECONDS = 30.0
@@ -70,10 +70,6 @@ class EventTaker:
             raise RequestRefused(408, "timeout", f"the body did not come within {BODY_SECONDS:g} s") from error
 
     def _check(self, request: Request, topic: str) -> None:
-        host = request.url.hostname or ""
-        if not self._settings.allow_plaintext and not is_loopback(host):
-            # A web page can make its own name point to this machine; it cannot choose the Host that is sent along.
-            raise RequestRefused(421, "wrong-host", f"{host} is not served here; use the loopback address")
         if not _TOPIC.match(topic):
             raise TopicError(topic, "is not a valid name of a topic", "Use letters, digits, . _ and -.")
         if topic.startswith((f"{self._settings.app}.", "__")):

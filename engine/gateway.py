@@ -11,17 +11,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from engine.broker import Sink
+from engine.doorkeeper import Doorkeeper
 from engine.event_taker import EventTaker
 from engine.http_answers import answer_http_error, json_answer
 from engine.http_server import HttpServer
 from engine.settings import Settings
+from engine.web_roles import Access
 
 #: Part of the engine → "ok", or why it is not.
 Readiness = Callable[[], Mapping[str, str]]
 
 
 class Gateway:
-    """Serves ``POST /events/{topic}``, ``GET /healthz`` and ``GET /readyz`` on ``settings.http``."""
+    """Serves ``POST /events/{topic}``, ``GET /healthz`` and ``GET /readyz`` on ``settings.http``.
+
+    Where a token or a proxy is configured, events are taken of those alone who may operate.
+    """
 
     def __init__(self, settings: Settings, sink: Sink, readiness: Readiness) -> None:
         self._readiness = readiness
@@ -34,7 +39,8 @@ class Gateway:
             exception_handlers={HTTPException: answer_http_error},
         )
         app.router.redirect_slashes = False
-        self._server = HttpServer(app, settings.http, settings.grace_seconds, name="gateway")
+        guarded = Doorkeeper(app, settings, Access(settings))
+        self._server = HttpServer(guarded, settings.http, settings.grace_seconds, name="gateway")
 
     @property
     def address(self) -> str:

@@ -16,6 +16,8 @@ from engine.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "ENGINE_"
 FILE_NAME = "engine.toml"
+#: Settings that a variable gives with commas between.
+_LISTS = frozenset({"handlers", "engines", "http_proxies"})
 #: Protocols of result stores in whose URLs an @ is part of the address, not of a secret.
 _STORES_WITH_USERS = frozenset({"abfs", "abfss", "az", "sftp", "ssh", "smb", "hdfs", "webhdfs"})
 
@@ -116,6 +118,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: Allow plain text (and an HTTP endpoint) beyond loopback.
     allow_plaintext: bool = False
 
+    #: HTTP endpoints of engines, ``host:port``, whose readiness the dashboard shows.
+    engines: tuple[str, ...] = ()
+    #: The token with which one may do everything over HTTP; beyond loopback the dashboard needs one, or a proxy.
+    http_token: Secret | None = None
+    #: The token with which one may look at everything.
+    http_read_token: Secret | None = None
+    #: Header in which a reverse proxy names the user it lets in, and the one with their role: ``read`` or ``operate``.
+    http_user_header: str = ""
+    http_role_header: str = ""
+    #: Addresses or networks of the proxies that are believed.
+    http_proxies: tuple[str, ...] = ()
+
     @property
     def history_path(self) -> str:
         """Where the history database lies; empty for none."""
@@ -160,7 +174,7 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str], directory: Pa
     for name, text in environment.items():
         key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
         if name.startswith(ENVIRONMENT_PREFIX) and key in fields:
-            values[key] = [part for part in text.split(",") if part] if key == "handlers" else text
+            values[key] = [part for part in text.split(",") if part] if key in _LISTS else text
     values.update({key: value for key, value in flags.items() if value is not None})
     for key in values:
         if key not in fields:
