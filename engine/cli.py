@@ -26,6 +26,7 @@ _COMMANDS = {
     "demo": ("engine.cli_demo:demo", "See it work: real flights through a real Kafka and real Dask workers."),
     "dev": ("engine.cli_dev:dev", "Run it all on this machine: Kafka, Dask workers and the engine, with reload."),
     "run": ("engine.cli_run:run", "Run the engine alone, against a Kafka and a Dask that run already."),
+    "dashboard": ("engine.cli_dashboard:dashboard", "See it all: serve the pages and the API, and keep the history."),
     "doctor": ("engine.cli_doctor:doctor", "Check Kafka, Dask and the handlers; name the remedy of what is wrong."),
 }
 _GROUPS = {

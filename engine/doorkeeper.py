@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import math
 import os
 import time
 from collections.abc import Callable
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -26,7 +27,10 @@ LOGIN = "/login"
 #: What anybody may see: that somebody is here, and what the login page is made of.
 _OPEN = frozenset({"/healthz", "/readyz", LOGIN})
 _STATIC = "/static/"
-_CSRF_HEADER = "x-csrf-token"
+_CSRF_HEADER, _CSRF_FIELD = "x-csrf-token", "csrf"
+_FORM = "application/x-www-form-urlencoded"
+#: Of a form that is looked into for its token, and what it may take to come.
+_FORM_BYTES, _FORM_SECONDS = 1024 * 1024, 30.0
 
 
 class Doorkeeper:
@@ -75,6 +79,7 @@ class Doorkeeper:
             told = {"visitor": visitor, "may_operate": may_operate, "csrf": visitor.csrf if visitor is not None else ""}
             scope.setdefault("state", {}).update(told)
             self._check(request, visitor)
+            receive = await self._check_csrf(request, visitor, receive)
         except RequestRefused as refused:
             # Nothing of the request has been read or done.
             await self._refuse(request, refused)(scope, receive, secured)
@@ -113,7 +118,7 @@ class Doorkeeper:
         # With tokens or a proxy a foreign name gives nothing: it has no session, and no token.
         if not (is_open or self._access.is_on or self._settings.allow_plaintext or names_this_machine(host)):
             raise RequestRefused(421, "wrong-host", f"{host} is not served here; use the loopback address")
-        is_bearer = "authorization" in headers and visitor is not None
+        is_bearer = self._access.has_tokens and "authorization" in headers
         if is_unsafe(method) and not is_bearer and not is_from_here(headers, host):
             raise RequestRefused(403, "foreign-origin", "a page of another site may not do this")
         if is_open:
@@ -122,8 +127,19 @@ class Doorkeeper:
             raise RequestRefused(401, "unauthorized", "say who you are: Authorization: Bearer TOKEN")
         if not visitor.role.allows(method):
             raise RequestRefused(403, "forbidden", "this needs the role operate")
-        if is_unsafe(method) and visitor.csrf and not _is_same(headers.get(_CSRF_HEADER, ""), visitor.csrf):
+
+    async def _check_csrf(self, request: Request, visitor: Visitor | None, receive: Receive) -> Receive:
+        """What goes on reading the request: where the token is in a form, that has been read here."""
+        if visitor is None or not visitor.csrf or not is_unsafe(request.method) or request.url.path == LOGIN:
+            return receive
+        given = request.headers.get(_CSRF_HEADER)
+        if given is None and request.headers.get("content-type", "").partition(";")[0].strip().lower() == _FORM:
+            body = await _read_form(receive)
+            given = _field(body, _CSRF_FIELD)
+            receive = _again(body, receive)
+        if not hmac.compare_digest((given or "").encode(errors="replace"), visitor.csrf.encode()):
             raise RequestRefused(403, "csrf", f"the header {_CSRF_HEADER} is missing or old; load the page anew")
+        return receive
 
     def _refuse(self, request: Request, refused: RequestRefused) -> Response:
         if refused.status == 401 and self._has_login and self._access.has_tokens:
@@ -165,5 +181,38 @@ def _whole_path(request: Request) -> str:
     return f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
 
 
-def _is_same(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(given.encode(errors="replace"), wanted.encode())
+async def _read_form(receive: Receive) -> bytes:
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_FORM_SECONDS):
+            while True:
+                message = await receive()
+                body += message.get("body", b"")
+                if len(body) > _FORM_BYTES:
+                    raise RequestRefused(413, "too-large", f"a form has at most {_FORM_BYTES:,} bytes")
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError as error:
+        raise RequestRefused(408, "timeout", f"the form did not come within {_FORM_SECONDS:g} s") from error
+
+
+def _field(body: bytes, name: str) -> str:
+    try:
+        found = parse_qs(body.decode(), max_num_fields=10_000)
+    except ValueError:
+        return ""  # no form after all
+    return found.get(name, [""])[0]
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Hands out the body that was read, then what comes."""
+    is_given = False
+
+    async def given() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return given

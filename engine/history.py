@@ -283,6 +283,11 @@ class History:
             oldest += self._runs(query, [state])
         return counts, min(oldest, key=lambda run: run.scheduled_at, default=None)
 
+    def version(self) -> int:
+        """Another number each time somebody else has written to the database."""
+        found: int = self._all("PRAGMA data_version", [])[0][0]
+        return found
+
     def offsets(self) -> dict[tuple[str, int], int]:
         """How far each partition was read: the next offset. Against the ends of the topics it is the projector's lag."""
         return {(topic, n): offset for topic, n, offset in self._all("SELECT topic, partition, next_offset FROM offsets", [])}

@@ -73,6 +73,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._waits, self._deaths = Waits(scheduler, self._graph, self._report_of), Deaths(scheduler, self._graph)
         self._parcels = HeldParcels(scheduler, self._graph, self._names, self._tell_owner)
         scheduler.handlers["engine_token"] = self.tell_token
+        scheduler.handlers["engine_tasks"] = self.tell_tasks
         scheduler.handlers[KEYS] = self.tell_keys
         scheduler.stream_handlers.update(
             {
@@ -97,6 +98,13 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
     async def tell_token(self) -> tuple[str, str, int]:
         """Answers which life of the plugin this is, of which release, and how many threads the workers have."""
         return self.token, VERSION, self.scheduler.total_nthreads
+
+    async def tell_tasks(self) -> dict[str, Any]:
+        """Answers how many tasks wait for a worker, how many for others, and how many are with each worker."""
+        known = self.scheduler
+        waiting = sum(prefix.states["waiting"] for prefix in known.task_prefixes.values())
+        processing = {address: len(worker.processing) for address, worker in known.workers.items()}
+        return {"queued": len(known.queued) + len(known.unrunnable), "waiting": waiting, "processing": processing}
 
     async def tell_keys(self, run_id: str, client: str, app: str | None = None) -> dict[str, Any]:
         """Answers keys and final key of an open run, and notes that ``client`` wants them; nothing for other runs.

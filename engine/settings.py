@@ -53,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     handlers: tuple[str, ...] = ()
     #: Where the HTTP endpoint listens, ``host:port``; port 0 takes a free one; an empty text switches it off.
     http: str = "127.0.0.1:8282"
+    #: Where engines listen, ``host:port`` or URLs, for the dashboard, which asks them whether they are ready.
+    engines: tuple[str, ...] = ()
 
     #: Partitions of the state topic, fixed when it is made: they are the unit of ownership.
     state_partitions: int = 8
@@ -118,8 +120,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: Allow plain text (and an HTTP endpoint) beyond loopback.
     allow_plaintext: bool = False
 
-    #: HTTP endpoints of engines, ``host:port``, whose readiness the dashboard shows.
-    engines: tuple[str, ...] = ()
     #: The token with which one may do everything over HTTP; beyond loopback the dashboard needs one, or a proxy.
     http_token: Secret | None = None
     #: The token with which one may look at everything.
@@ -282,6 +282,11 @@ def _check_hosts(settings: Settings) -> None:
         plain.append(("dask", urlsplit(settings.dask).hostname or ""))
     if settings.http:
         plain.append(("http", settings.http.rpartition(":")[0]))
+    plain += [
+        ("engines", urlsplit(engine if "://" in engine else f"http://{engine}").hostname or "")
+        for engine in settings.engines
+        if not engine.startswith("https://")
+    ]
     for key, host in plain:
         if not is_loopback(host):
             raise SettingsError(

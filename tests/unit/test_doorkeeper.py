@@ -140,15 +140,13 @@ async def test_a_session_reads_and_changes_only_with_what_its_pages_know(client:
         http.cookies.set(cookie_name("engine", is_https=False), begin(OPERATE.encode(), Role.OPERATE, NOW, b"n" * 16))
         role, _, csrf = (await http.get("/runs")).text.split("/")
         assert (role, bool(csrf)) == ("operate", True)
-        for headers in (
-            {},
-            {"x-csrf-token": "x"},
-            {"x-csrf-token": csrf[:-1]},
-            {"x-csrf-token": "ü".encode().decode("latin-1")},
-        ):
-            refused = await http.post("/runs", headers=headers)
+        for wrong in (b"", b"x", csrf[:-1].encode(), b"\xfc"):
+            refused = await http.post("/runs", headers={b"x-csrf-token": wrong})
             assert (refused.status_code, refused.json()["error"]) == (403, "csrf")
         assert (await http.post("/runs", headers={"x-csrf-token": csrf})).status_code == 200
+        assert (await http.post("/runs", data={"id": "1", "csrf": csrf})).status_code == 200
+        for form in ({"id": "1"}, {"csrf": "x"}, {}):
+            assert (await http.post("/runs", data=form)).status_code == 403
         foreign = {"x-csrf-token": csrf, "origin": "http://localhost:1"}
         assert (await http.post("/runs", headers=foreign)).status_code == 403
         clock.now += 13 * 3_600

@@ -1,0 +1,37 @@
+"""Templates and static files keep the rules that the content security policy and the escaping rest on."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+
+from engine.web_pages import FOLDER, STATIC
+
+TEMPLATES = sorted((FOLDER / "templates").glob("*.html"))
+#: Each would need a hole in the policy: handlers, styles and scripts in the page, or addresses elsewhere.
+FORBIDDEN = re.compile(
+    r"\son[a-z]+\s*=|\sstyle\s*=|<style|<script(?! src=)|javascript:|\|\s*safe\b|hx-on|hx-vals='js|https?://|\bautoescape\b"
+)
+
+
+def test_files_of_others_are_unchanged() -> None:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in (STATIC / "VENDORED.md").read_text().splitlines()]
+    listed = {row[0]: row[4] for row in rows if len(row) == 5 and len(row[4]) == 64}
+    assert listed == {name: hashlib.sha256((STATIC / name).read_bytes()).hexdigest() for name in listed}
+    own = {"app.css", "app.js", "theme.js", "icon.svg", "VENDORED.md"}
+    assert set(listed) == {path.name for path in STATIC.iterdir()} - own
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
+def test_a_template_needs_no_hole_in_the_policy(template: Path) -> None:
+    found = FORBIDDEN.search(template.read_text())
+    assert not found, found
+
+
+def test_styles_and_scripts_of_ours_load_nothing_from_elsewhere() -> None:
+    for name in ("app.css", "app.js", "theme.js"):
+        text = (STATIC / name).read_text()
+        assert not re.search(r"https?://|@import|\beval\(|new Function|innerHTML", text)
