@@ -104,6 +104,7 @@ class _Run(msgspec.Struct, frozen=True, omit_defaults=True):
     seq: int
     attempt: int = 0
     running_at: float = 0.0
+    began_at: float = 0.0
     tasks: dict[str, TaskRun] = {}
     ended: list[tuple[str, float]] = []
     called: dict[str, str] = {}

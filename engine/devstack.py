@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,17 +19,17 @@ from engine.apache import ApacheKafka
 from engine.command_errors import InterruptedStartError, StackError
 from engine.dask_processes import SCHEDULER, WORKER_PREFIX, DaskProcesses, get
 from engine.errors import EngineError
+from engine.jaeger_process import JAEGER, JaegerProcess
 from engine.processes import ChildProcess, Children, run_to_end
 from engine.stack_lock import StackLock
 from engine.stack_options import StackOptions
+from engine.stack_signals import StackSignals
 
 #: Says what happens, for a person to read.
 Report = Callable[[str], None]
 
 #: Name of the engine's process.
 ENGINE = "engine"
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Ended(msgspec.Struct, frozen=True):
@@ -57,6 +56,9 @@ class DevStack:
         self._environment = options.process_environment()
         self._kafka: ApacheKafka | None = None
         self._dask: DaskProcesses | None = None
+        seconds, program = options.start_seconds, options.jaeger
+        jaeger = None if program is None else JaegerProcess(self._children, self.directory, program, seconds, report)
+        self._jaeger: JaegerProcess | None = jaeger
         self._http = options.http
         self._changed: set[str] = set()
         self._backoff: dict[str, float] = {}
@@ -66,7 +68,7 @@ class DevStack:
         self._stopping = asyncio.Event()
         self._failure: EngineError | None = None
         self._lock = StackLock(self.directory, options.app)
-        self._old_handlers: dict[signal.Signals, Any] = {}
+        self._signals = StackSignals()
 
     @property
     def kafka(self) -> str:
@@ -84,6 +86,11 @@ class DevStack:
         return f"http://{self._http}" if self._http and self._options.engine else ""
 
     @property
+    def jaeger(self) -> str:
+        """``http://host:port`` of Jaeger's pages; empty where there is none."""
+        return self._jaeger.url if self._jaeger else ""
+
+    @property
     def pids(self) -> dict[str, int]:
         """The processes of the stack by name: kafka, scheduler, worker-0 …, engine."""
         kafka = {} if self._kafka is None or self._kafka.pid is None else {"kafka": self._kafka.pid}
@@ -91,7 +98,8 @@ class DevStack:
 
     async def __aenter__(self) -> DevStack:
         """Start everything. Raises StackError, ApacheError, or InterruptedStartError on Ctrl-C; then nothing is left."""
-        self._handle_signals()
+        if self._options.signals:
+            self._signals.take(self.stop)
         starting = asyncio.create_task(self._start(), name="stack-start")
         interrupted = asyncio.create_task(self._stopping.wait(), name="stack-interrupted")
         try:
@@ -145,6 +153,8 @@ class DevStack:
         # Kafka's start is mostly waiting, so Dask starts meanwhile.
         kafka = asyncio.create_task(self._start_kafka(), name="stack-start-kafka")
         try:
+            if self._jaeger is not None:  # before those that have traces to send, and learn where to
+                self._environment |= await self._jaeger.start(self._environment)
             await self._start_dask()
         except BaseException:  # whatever it was goes on up; nothing half started stays behind
             kafka.cancel()
@@ -228,7 +238,7 @@ class DevStack:
         scheduler = self._children.get(SCHEDULER)
         if child.name.startswith(WORKER_PREFIX) and (scheduler is None or scheduler.exit_code is not None):
             return  # It ended because its scheduler did, with which it starts again.
-        if child.name == ENGINE or child.name in self._options.companions:
+        if child.name in (ENGINE, JAEGER) or child.name in self._options.companions:
             self._report(f"{child.name}: ended with code {child.exit_code}; its log ends with:\n{child.tail()}")
         else:
             self._report(f"Dask: the {child.name} ended with code {child.exit_code}; starting it again")
@@ -254,6 +264,8 @@ class DevStack:
             await self._start_engine(self._options.engine)
         elif name in self._options.companions:
             await self._start_companion(name)
+        elif self._jaeger is not None and name == JAEGER:
+            await self._jaeger.start(self._environment)
         elif self._dask is not None and name == SCHEDULER:
             # Workers never rejoin a scheduler that came back, and go on with what they have: they end with it.
             await self._dask.stop_workers()
@@ -311,10 +323,12 @@ class DevStack:
             self._report("stopping")
         # Left in the reverse order: the engine, which still writes to Kafka; the workers; their scheduler; Kafka.
         async with contextlib.AsyncExitStack() as steps:
-            steps.callback(self._restore_signals)
+            steps.callback(self._signals.give_back)
             steps.callback(self._lock.give_up)
             if self._kafka is not None:
                 steps.push_async_callback(self._kafka.stop)
+            # After all whose last spans it takes.
+            steps.push_async_callback(self._children.stop, [JAEGER], self._options.grace_seconds)
             if self._dask is not None:
                 steps.push_async_callback(self._dask.stop_scheduler)
                 steps.push_async_callback(self._dask.stop_workers)
@@ -331,14 +345,3 @@ class DevStack:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failure = StackError(task.get_name(), f"{type(error).__name__}: {error}", "This is a bug; please report it.")
             self._stopping.set()
-
-    def _handle_signals(self) -> None:
-        if self._options.signals and threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                self._old_handlers[number] = signal.getsignal(number)
-                asyncio.get_running_loop().add_signal_handler(number, self.stop)
-
-    def _restore_signals(self) -> None:
-        for number, handler in self._old_handlers.items():
-            asyncio.get_running_loop().remove_signal_handler(number)
-            signal.signal(number, handler)

@@ -69,6 +69,7 @@ class FlowRun:
 
     __slots__ = (
         "attempt",
+        "began_at",
         "called",
         "cancelled",
         "ended",
@@ -102,7 +103,8 @@ class FlowRun:
         self.state: State = scheduled.state
         self.seq = scheduled.seq
         self.attempt = 0
-        #: When its current attempt began.
+        #: When its first attempt began, and its current one.
+        self.began_at = 0.0
         self.running_at = 0.0
         self.tasks: dict[str, TaskRun] = {}
         #: The ends of its tasks, in order: id and time.
@@ -126,6 +128,7 @@ class FlowRun:
             self.attempt = change.attempt
             if change.state is State.RUNNING:
                 self.running_at = change.at.timestamp()
+                self.began_at = self.began_at or self.running_at
                 self.called.clear()
         else:
             self._apply_task(change.task_run_id, change)

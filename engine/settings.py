@@ -92,6 +92,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: How many runs that have ended it keeps, the latest.
     history_retention_runs: int = 1_000_000
 
+    #: Where Jaeger's pages are, e.g. ``http://127.0.0.1:16686``, for links to traces; empty for none.
+    traces: str = ""
+    #: The program of Jaeger that `engine dev --jaeger` starts; empty looks for ``jaeger`` on PATH.
+    jaeger: str = ""
+
     #: Tasks that one run may have.
     max_run_tasks: int = 100_000
     #: About how many elements of maps one run has on the cluster at a time.
@@ -134,6 +139,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def history_path(self) -> str:
         """Where the history database lies; empty for none."""
         return self.history.removeprefix("sqlite://") if self.history.startswith("sqlite:///") else self.history
+
+    def trace_link(self, trace_id: str) -> str:
+        """Address of a trace's page; empty where there is none."""
+        return f"{self.traces.rstrip('/')}/trace/{trace_id}" if self.traces and trace_id else ""
 
     @property
     def states_topic(self) -> str:
@@ -267,6 +276,9 @@ def _convert(values: Mapping[str, Any]) -> Settings:
         protocol = settings.history_path.partition("://")[0]
         remedy = "Name a file: /var/lib/engine/history.db or sqlite:///var/lib/engine/history.db."
         raise SettingsError("history", f"{protocol}://…", "is no SQLite file", remedy)
+    if settings.traces and not re.fullmatch(r"https?://[^\s/?#@\"'<>]+(/[^\s?#\"'<>]*)?", settings.traces):
+        # It becomes part of links, whoever may have set it; a password in it would be there for all to see.
+        raise SettingsError("traces", "***", "is no plain http(s) URL", "Write http://127.0.0.1:16686, say.")
     if settings.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise SettingsError("log_level", settings.log_level, "is no such level", "Use DEBUG, INFO, WARNING or ERROR.")
     if not settings.app or not all(c.isalnum() or c in "._-" for c in settings.app):

@@ -25,6 +25,8 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
     kafka_port: int | None = None
     #: Address of a Dask scheduler that runs already; None starts one, with workers.
     dask: str | None = None
+    #: The program of Jaeger that takes the traces of all parts; None starts none.
+    jaeger: Path | None = None
     #: Command of the engine, which learns its Kafka, Dask and HTTP address from ``ENGINE_*`` variables; None starts none.
     engine: tuple[str, ...] | None = None
     #: Commands that run beside the engine, by name; they learn Kafka and Dask as it does, and are started again when they end.
