@@ -31,6 +31,7 @@ async def dashboard(
     engines: Annotated[
         list[str] | None, Parameter(name="--engines", negative=(), help="Where engines listen for HTTP, host:port.")
     ] = None,
+    fresh: Annotated[bool, Parameter(negative=(), show_default=False, help="Begin with an empty history.")] = False,
     log: Annotated[
         Literal["auto", "json", "console"], Parameter(help="Form of the log on standard error; auto looks for a terminal.")
     ] = "auto",
@@ -45,7 +46,7 @@ async def dashboard(
     if not settings.history_path:
         settings = msgspec.structs.replace(settings, history=default_history(settings.app, os.environ, sys.platform))
     logs.configure(level=settings.log_level, as_json=None if log == "auto" else log == "json")
-    serving = Dashboard(settings, KafkaBroker(settings), ProjectorProcess(settings, os.environ))
+    serving = Dashboard(settings, KafkaBroker(settings), ProjectorProcess(settings, os.environ, fresh=fresh))
 
     def tell() -> None:
         if json:

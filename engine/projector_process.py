@@ -41,7 +41,9 @@ class _Ending(msgspec.Struct):
 class ProjectorProcess:
     """Runs ``engine history run`` on the database of the settings, until stopped."""
 
-    def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, environment: Mapping[str, str], *, fresh: bool = False) -> None:
+        """``fresh`` begins with empty tables, once."""
+        self._is_fresh = fresh
         self._settings = settings
         # It is to see Kafka and the disk; who may look at pages is none of its business.
         self._environment = {
@@ -86,8 +88,9 @@ class ProjectorProcess:
         settings = self._settings
         command = (sys.executable, "-m", "engine", "history", "run", "--json")
         where = ("--app", settings.app, "--kafka", settings.kafka, "--history", settings.history)
+        again, self._is_fresh = (("--fresh",) if self._is_fresh else ()), False
         process = self._process = await asyncio.create_subprocess_exec(
-            *leashed((*command, *where)),
+            *leashed((*command, *where, *again)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
