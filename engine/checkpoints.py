@@ -19,7 +19,7 @@ from engine.events import Headers
 from engine.runs import FlowRun, TaskRun
 from engine.seen import IdBlock
 from engine.shelf import Lane
-from engine.states import CHECKPOINT, Origin, State, StateChange, type_of, write_own
+from engine.states import CHECKPOINT, Origin, Reuse, State, StateChange, type_of, write_own
 
 PART = f"{CHECKPOINT}_part"
 IDS = "engine.ids"
@@ -110,6 +110,7 @@ class _Run(msgspec.Struct, frozen=True, omit_defaults=True):
     called: dict[str, str] = {}
     handled: set[str] = set()
     cancelled: str | None = None
+    reuse: Reuse | None = None
 
 
 _held = attrgetter(*_Run.__struct_fields__)

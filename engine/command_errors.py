@@ -85,6 +85,19 @@ class NotFound(EngineError):
         return f"no {self.what} {self.name!r}. {self.remedy}"
 
 
+class ParametersError(EngineError):
+    """Raised when a flow is to be started by hand with parameters that it does not take. No run was made."""
+
+    exit_code = 2
+
+    def __init__(self, flow: str, cause: str, remedy: str) -> None:
+        super().__init__(flow, cause, remedy)
+        self.flow, self.cause, self.remedy = flow, cause, remedy
+
+    def __str__(self) -> str:
+        return f"parameters of the flow {self.flow}: {self.cause}. {self.remedy}"
+
+
 class NotRepeatable(EngineError):
     """Raised when a run is not in a state in which it can be repeated. No run was made."""
 

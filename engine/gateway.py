@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,21 +20,25 @@ from engine.web_roles import Access
 
 #: Part of the engine → "ok", or why it is not.
 Readiness = Callable[[], Mapping[str, str]]
+#: The ``Accept`` header of a scrape → the metrics and their content type.
+Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
 
 
 class Gateway:
-    """Serves ``POST /events/{topic}``, ``GET /healthz`` and ``GET /readyz`` on ``settings.http``.
+    """Serves ``POST /events/{topic}`` and ``GET /healthz``, ``/readyz`` and ``/metrics`` on ``settings.http``.
 
     Where a token or a proxy is configured, events are taken of those alone who may operate.
     """
 
-    def __init__(self, settings: Settings, sink: Sink, readiness: Readiness) -> None:
+    def __init__(self, settings: Settings, sink: Sink, readiness: Readiness, scrape: Scrape | None = None) -> None:
         self._readiness = readiness
+        self._scrape = scrape
         app = Starlette(
             routes=[
                 EventTaker(settings, sink).route,
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
+                *([] if scrape is None else [Route("/metrics", self._metrics)]),
             ],
             exception_handlers={HTTPException: answer_http_error},
         )
@@ -62,3 +66,9 @@ class Gateway:
         parts = dict(self._readiness())
         ready = all(state == "ok" for state in parts.values())
         return json_answer(200 if ready else 503, {"ready": ready, "parts": parts})
+
+    async def _metrics(self, request: Request) -> Response:
+        if self._scrape is None:
+            raise HTTPException(404)
+        content, content_type = await self._scrape(request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": content_type})

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from engine.states import ABSENT, Failure, Origin, State, StateChange, follow, utc
+from engine.states import ABSENT, Failure, Origin, Reuse, State, StateChange, follow, utc
 
 
 def digest(*parts: str) -> str:
@@ -80,6 +80,7 @@ class FlowRun:
         "offset",
         "parameters",
         "record_key",
+        "reuse",
         "run_id",
         "running_at",
         "scheduled_at",
@@ -100,6 +101,8 @@ class FlowRun:
         self.scheduled_at = scheduled.at.timestamp()
         #: Where the SCHEDULED lies.
         self.offset = offset
+        #: What it may take of another run's results.
+        self.reuse: Reuse | None = scheduled.reuse
         self.state: State = scheduled.state
         self.seq = scheduled.seq
         self.attempt = 0

@@ -64,6 +64,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     replication_factor: int = -1
     #: How long Kafka keeps state changes and dead letters.
     state_retention_seconds: float = 14 * 86_400.0
+    #: How long Kafka keeps what tasks and flows log.
+    logs_retention_seconds: float = 14 * 86_400.0
     #: Within this time an event's identity makes one run of a flow, not two.
     dedup_window_seconds: float = 86_400.0
     #: Stop taking in a topic when this share of its last hundred records became dead letters; 0 never stops.
@@ -153,6 +155,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def dead_letters_topic(self) -> str:
         """Where records go that could not become runs."""
         return f"{self.app}.dead-letters"
+
+    @property
+    def logs_topic(self) -> str:
+        """What tasks and flows log, by run."""
+        return f"{self.app}.logs"
 
     @property
     def replays_topic(self) -> str:
