@@ -10,11 +10,11 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
-from engine import web_health, web_run, web_runs
+from engine import web_acts, web_health, web_run, web_runs
 from engine.errors import EngineError
 from engine.history_reader import HistoryReader
 from engine.settings import Settings
@@ -23,7 +23,7 @@ from engine.web_pages import STATIC, Pages
 from engine.web_parts import Acting, Looking, Parts
 
 #: Each has ``routes(parts)``.
-_PAGES = (web_health, web_runs, web_run)
+_PAGES = (web_health, web_acts, web_runs, web_run)
 
 
 def build(
@@ -76,6 +76,9 @@ async def _refuse(pages: Pages, request: Request, error: Exception) -> Response:
         status = {2: 400, 3: 404, 4: 503}.get(getattr(error, "exit_code", 1), 409)
         title = {400: "That cannot be asked", 404: "Not found", 503: "Not reachable now"}.get(status, "That did not work")
         text = str(error)
+    if "hx-request" in request.headers:
+        html = await pages.render(request, "_trouble.html", {"trouble": f"{title}: {text}"})
+        return HTMLResponse(html, status, {"cache-control": "no-store"})
     made = await pages.page(request, "error.html", {"title": title, "text": text}, status=status)
     if isinstance(error, HTTPException) and error.headers:
         made.headers.update(error.headers)

@@ -58,6 +58,9 @@ class Pages:
             "size": measures.size,
             "number": measures.number,
             "share": measures.share,
+            "cut": _cut,
+            "cut_front": _cut_front,
+            "middle": _middle,
         }
         versions = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in STATIC.iterdir()}
         self._environment.globals |= {
@@ -93,3 +96,17 @@ def _finalize(value: Any) -> Any:
         return ""
     # What is markup already was made by a macro of ours.
     return printable_lines(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}… ({len(text) - length:,} more characters)"
+
+
+def _cut_front(text: str, length: int) -> str:
+    """What a traceback ends with says most."""
+    return text if len(text) <= length else f"({len(text) - length:,} characters before)…{text[-length:]}"
+
+
+def _middle(text: str, length: int) -> str:
+    """Short, with both ends."""
+    return text if len(text) <= length else f"{text[: length - 8]}…{text[-7:]}"

@@ -177,8 +177,30 @@ document.addEventListener("htmx:sseMessage", (event) => {
     if (opened.has(`${details.id} true`)) details.open = true;
     else if (opened.has(`${details.id} false`)) details.open = false;
   }
+  if ($("[data-reload]")) window.location.replace(window.location.pathname);
   refreshTimes();
 });
+// What an action answers: a sentence to say; or an error, which is text unless it is a page of ours.
+document.addEventListener("said", (event) => {
+  say(event.detail.value);
+  for (const box of selected()) box.checked = false;
+  for (const dialog of $$("dialog[open]")) dialog.close();
+  $("#trouble").replaceChildren();
+  showBulk();
+  showLive();
+  catchUp();
+});
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const type = event.detail.xhr.getResponseHeader("content-type") || "";
+  for (const dialog of $$("dialog[open]")) dialog.close();
+  if (type.startsWith("text/html")) return;
+  event.detail.shouldSwap = false;
+  const note = document.createElement("div");
+  note.className = "note note-bad";
+  note.textContent = event.detail.xhr.responseText.slice(0, 1000);
+  $("#trouble").replaceChildren(note);
+});
+document.addEventListener("htmx:sendError", () => say("The dashboard does not answer"));
 document.addEventListener("htmx:afterSettle", () => { refreshTimes(); showBulk(); });
 
 document.addEventListener("DOMContentLoaded", () => {

@@ -1,4 +1,4 @@
-"""engine.verdicts: what became of an event, from what is known of it."""
+"""engine.event_fates: what became of an event, from what is known of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.events import Event, RawEvent, Reason
 from engine.history import EventRow
 from engine.history_schema import LetterRow, RunRow
 from engine.states import utc
-from engine.verdicts import Fate, Knowledge, judge
+from engine.event_fates import Fate, Knowledge, judge
 
 EVENT: RawEvent = Event(id="1", source="/shop", type="order.created", data=b"{}")
 
