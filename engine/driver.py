@@ -321,9 +321,9 @@ class Driver:
                 driven.decide()
                 on_acknowledged = functools.partial(self._decided, driven)
             self._publisher.publish(run, driven.envelope, change, ledger.partition, parent, on_acknowledged)
+            if change.is_flow_run:
+                self._tracer.run(driven.context, change, self._settings.app, run)
             if ends:
-                parent = run.traceparent or ""
-                self._tracer.run(driven.context, parent, change, self._settings.app, run.running_at, change.error)
                 self._on_end(ledger, run)
 
     def _on_end(self, ledger: Ledger, run: FlowRun) -> None:

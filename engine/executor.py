@@ -20,6 +20,10 @@ Place = tuple[int, int, int]
 VALUE, LIST, ITEM = 0, 1, 2
 
 
+#: What the states say of a task whose value was in the result store already.
+TAKEN = "taken from the result store"
+
+
 class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One task of a run, ready to be submitted. It travels to the worker whole."""
 
@@ -64,6 +68,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     spawned_by: str = ""
     #: How many attempts before this one ended with their worker: what they have started is found again, not made anew.
     deaths: int = 0
+    #: Another run whose stored value of this call may stand for its own, and how many attempts its flow had.
+    reuse: tuple[str, int] | None = None
 
     @property
     def key(self) -> str:

@@ -15,13 +15,15 @@ from urllib.parse import quote
 
 import msgspec
 
+from engine.declarations import Declaration, read_declaration
 from engine.errors import EventError
 from engine.events import Position, Reason
 from engine.history_errors import HistoryUnavailable, HistoryUnreadable
 from engine.history_rows import Change, EventRow, FlowRow, LetterLine, Page, RunFilter, WorkerRow
-from engine.history_schema import APPLICATION_ID, MINUTE, RUN_KNOWN, VERSION, LetterRow, RunRow, TaskRow
+from engine.history_schema import APPLICATION_ID, MINUTE, RUN_KNOWN, VERSION, LetterRow, Offsets, Progress, RunRow, TaskRow
 from engine.history_store import LOCK_SECONDS, told
 from engine.letter_lists import Status
+from engine.log_rows import ALL_LINES, LogFilter, LogRow, select
 from engine.states import State
 
 __all__ = ["History", "cursor_of", "Change", "EventRow", "FlowRow", "LetterLine", "Page", "RunFilter", "WorkerRow"]
@@ -136,6 +138,10 @@ class History:
             " WHERE place = ? AND seq > ? ORDER BY seq LIMIT ?"
         )
         return [Change(*row) for row in self._all(query, [run.place, after, limit])]
+
+    def logs(self, run_id: str, *, after: int | None = None, limit: int = 1_000, wanted: LogFilter = ALL_LINES) -> list[LogRow]:
+        """Log lines of a run in their order: the first ones behind the seq ``after``, or the latest (``wanted.latest``)."""
+        return select(self._all, run_id, after, limit, wanted)
 
     def repeats(self, run_id: str) -> list[RunRow]:
         """The runs that repeat this one."""
@@ -253,6 +259,16 @@ class History:
     def offsets(self) -> dict[tuple[str, int], int]:
         """How far each partition was read: the next offset. Against the ends of the topics it is the projector's lag."""
         return {(topic, n): offset for topic, n, offset in self._all("SELECT topic, partition, next_offset FROM offsets", [])}
+
+    def progress(self) -> Offsets:
+        """The same with the epoch that each partition was in."""
+        rows = self._all("SELECT topic, partition, next_offset, epoch FROM offsets", [])
+        return {(topic, n): Progress(offset, epoch) for topic, n, offset, epoch in rows}
+
+    def declarations(self) -> list[Declaration]:
+        """The flows as running engines have declared them, in the order of their names."""
+        rows = self._all("SELECT declaration FROM flows ORDER BY name", [])
+        return [read_declaration(declaration) for (declaration,) in rows]
 
     def _event(self, at: float, position: Position) -> EventRow:
         where = "WHERE event_topic = ? AND event_partition = ? AND event_offset = ? ORDER BY place LIMIT 100"

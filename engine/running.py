@@ -9,7 +9,7 @@ import asyncio
 import pickle
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -24,11 +24,11 @@ from engine.arguments import dump, load
 from engine.attempts import current
 from engine.deadlines import TimeIsOver
 from engine.errors import ResultMissing, ResultStoreError, ResultStuck, TaskFailed, TaskTimeout, WiringError
-from engine.executor import Call, Report, index_of, values_at
+from engine.executor import TAKEN, Call, Report, index_of, values_at
 from engine.failures import MAX_MESSAGE, MAX_TRACEBACK, failure_of, sendable
 from engine.logs import logger, run_fields
 from engine.retries import judge, next_wait_seconds
-from engine.runs import task_run_id_of
+from engine.runs import logical, task_run_id_of
 from engine.spawning import Nursery, Spawner, resolved
 from engine.states import Failure, State, encode
 from engine.tasks import Task, resolve
@@ -120,6 +120,16 @@ def _stack_of(frame: FrameType | None) -> str:
     return "".join(["It is stuck here (most recent call last):\n", *lines])[-MAX_TRACEBACK:]
 
 
+def _places(call: Call) -> Iterator[tuple[str, str]]:
+    """Where the value of a call may be in the result store: run and index, its own first."""
+    yield call.run_id, call.index
+    if call.reuse is not None:
+        run_id, attempts = call.reuse
+        index = logical(call.index)
+        for attempt in range(attempts, 0, -1):
+            yield run_id, index if attempt == 1 else f"{index}~{attempt}"
+
+
 class _Nowhere:
     def write(self, data: bytes) -> int:
         return len(data)
@@ -136,8 +146,9 @@ class Attempt:
         self._is_continuation = bool(call.task) and call.function == _COLLECTED
         self._task: Task[..., Any] | None = None
         self.value: Any = None
-        #: Whether the value was in the result store already.
+        #: Whether the value was in the result store already, and the run that had put it there.
         self.is_known = False
+        self._taken_from = ""
         self._is_stopped = False
         #: Of an ``async def`` function.
         self.limit: asyncio.Timeout | None = None
@@ -182,13 +193,16 @@ class Attempt:
     def _look_up(self) -> None:
         """A result that was stored is taken from there rather than made again."""
         call, store = self._call, self._store()
-        try:
-            self.value = store.load(call.run_id, call.task, call.index, self._result_type)
-            self.is_known = True
-        except ResultMissing:
-            pass  # as is usual: the first attempt, or one before it failed
-        except ResultStoreError as error:  # it can be made again, which may mend the store as well
-            logger.warning("a stored result cannot be read and is made again", error=str(error))
+        for run_id, index in _places(call):
+            try:
+                self.value = store.load(run_id, call.task, index, self._result_type)
+            except ResultMissing:
+                continue  # as is usual: the first attempt, or one before it failed
+            except ResultStoreError as error:  # it can be made again, which may mend the store as well
+                logger.warning("a stored result cannot be read and is made again", error=str(error))
+                continue
+            self.is_known, self._taken_from = True, run_id
+            return
 
     def _store(self) -> Store:
         call = self._call
@@ -211,10 +225,11 @@ class Attempt:
                 return None, self._wait_for_children(dumped.data, *resolved(dumped.inputs))
         details = self._describe(value)
         if self.is_known:
-            details["remark"] = "taken from the result store"
-        elif call.persist:
+            details["remark"] = TAKEN if self._taken_from == call.run_id else f"taken from run {self._taken_from}"
+        if call.persist and self._taken_from != call.run_id:
+            # Also what another run had stored: it may be deleted before this one.
             details["stored"] = self._store().save(call.run_id, call.task, call.index, value, type=self._result_type)
-        elif call.is_final and call.store and "kept" in details:
+        elif not self.is_known and call.is_final and call.store and "kept" in details:
             details["stored"] = self._store().save(call.run_id, call.task or "result", call.index, value)
         # Dask would compute a result that it cannot send anew, for ever.
         if (call.is_taken or "kept" in details) and type(value) not in _PLAIN:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from engine.states import ABSENT, Failure, Origin, State, StateChange, follow, utc
+from engine.states import ABSENT, Failure, Origin, Reuse, State, StateChange, follow, utc
 
 
 def digest(*parts: str) -> str:
@@ -69,6 +69,7 @@ class FlowRun:
 
     __slots__ = (
         "attempt",
+        "began_at",
         "called",
         "cancelled",
         "ended",
@@ -79,6 +80,7 @@ class FlowRun:
         "offset",
         "parameters",
         "record_key",
+        "reuse",
         "run_id",
         "running_at",
         "scheduled_at",
@@ -99,10 +101,13 @@ class FlowRun:
         self.scheduled_at = scheduled.at.timestamp()
         #: Where the SCHEDULED lies.
         self.offset = offset
+        #: What it may take of another run's results.
+        self.reuse: Reuse | None = scheduled.reuse
         self.state: State = scheduled.state
         self.seq = scheduled.seq
         self.attempt = 0
-        #: When its current attempt began.
+        #: When its first attempt began, and its current one.
+        self.began_at = 0.0
         self.running_at = 0.0
         self.tasks: dict[str, TaskRun] = {}
         #: The ends of its tasks, in order: id and time.
@@ -126,6 +131,7 @@ class FlowRun:
             self.attempt = change.attempt
             if change.state is State.RUNNING:
                 self.running_at = change.at.timestamp()
+                self.began_at = self.began_at or self.running_at
                 self.called.clear()
         else:
             self._apply_task(change.task_run_id, change)

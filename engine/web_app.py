@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Mount
+from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
 from engine import web_acts, web_health, web_run, web_runs
@@ -33,9 +33,12 @@ def build(
     vitals: Looking | None = None,
     links: Mapping[str, str] | None = None,
     now: Callable[[], float] = time.time,
+    more_routes: Sequence[BaseRoute] = (),
     **more: Any,
 ) -> Starlette:
-    """The application; ``more`` goes to Starlette (middleware, further exception handlers).
+    """The application, with ``more_routes`` beside those of the pages.
+
+    ``more`` goes to Starlette (middleware, further exception handlers).
 
     ``app.state.parts`` has what it is made of. Whoever serves it calls ``app.state.parts.live.close()`` first when it stops:
     a server waits for its connections, and live ones do not end by themselves.
@@ -54,7 +57,7 @@ def build(
 
     routes = [route for module in _PAGES for route in module.routes(parts)]
     app = Starlette(
-        routes=[*routes, Mount("/static", StaticFiles(directory=STATIC))],
+        routes=[*routes, *more_routes, Mount("/static", StaticFiles(directory=STATIC))],
         exception_handlers={HTTPException: refused, EngineError: refused} | more.pop("exception_handlers", {}),
         lifespan=lifespan,
         **more,

@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 
 async def test_the_ready_line_says_what_runs_where(stack: Stack) -> None:
-    assert set(stack.ready) == {"kafka", "dask", "http", "pid"}
+    assert set(stack.ready) == {"kafka", "dask", "http", "jaeger", "pid"}
     assert stack.ready["dask"].startswith("tcp://127.0.0.1:")
     assert stack.ready["pid"] == stack.process.pid
     async with httpx.AsyncClient(base_url=stack.ready["http"]) as client:
