@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -41,8 +41,6 @@ class Parts(msgspec.Struct, frozen=True):
     now: Callable[[], float]
     actions: Acting | None = None
     vitals: Looking | None = None
-    #: Addresses of other pages: ``trace`` with ``{trace_id}`` in it.
-    links: Mapping[str, str] = {}
 
 
 #: States as the pages order them, what is open first.

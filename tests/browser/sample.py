@@ -13,10 +13,12 @@ from engine.broker import Record
 from engine.events import Position
 from engine.history_store import HistoryStore
 from engine.projection import read_all
+from engine.run_logs import LogBatch, LogMail, encode_batch, headers_of, line_of
 from engine.states import Failure, Origin, State, utc
-from tests.history_records import STATES, Topics
+from tests.history_records import STATES, TRACE, Topics
 
 S = State
+LOGS = "app.logs"
 #: What must never be taken for markup, nor steer anything.
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>'\"`{{7*7}}${7*7}</textarea>]]>\u202egnp.\x1b[31m"
 TRACEBACK = """Traceback (most recent call last):
@@ -50,7 +52,22 @@ class Writer:
         self.write(records)
 
     def write(self, records: Iterable[Record]) -> None:
-        self.store.write(read_all(list(records), STATES), self.store.offsets())
+        self.store.write(read_all(list(records), STATES, LOGS), self.store.offsets())
+
+    def log(self, run: Run, name: str, attempt: int, *lines: tuple[float, int, str]) -> None:
+        """Lines that a task run has logged: when, level, message."""
+        batch = LogBatch(
+            run_id=run.run_id,
+            flow=run.flow,
+            task=name.partition("/")[0],
+            task_run_id=f"{run.run_id}/{name}",
+            attempt=attempt,
+            trace_id=TRACE[3:35],
+            lines=tuple(line_of(at, level, "handlers.orders", message) for at, level, message in lines),
+        )
+        value = encode_batch(batch)
+        mail = LogMail(run.run_id, f"{name}/{attempt}", lines[-1][0], TRACE, len(lines), value)
+        self.topics.append(LOGS, 0, value, headers_of("app", mail))
 
     def close(self) -> None:
         self.store.close()
@@ -203,6 +220,11 @@ class Story:
         start, error = end + 0.05, Failure("CardDeclined", "do-not-honour (card ending in 4242)", TRACEBACK)
         for attempt in (1, 2, 3):
             run.run("charge", "1", start, attempt=attempt)
+            asks, declined = (
+                (start + 0.02, 20, "asking the gateway for 19.00 EUR"),
+                (start + 0.27, 30, "the gateway declined: do-not-honour"),
+            )
+            self.writer.log(run, "charge/1", attempt, (start + 0.01, 10, "card ending in 4242"), asks, declined)
             if attempt < 3:
                 run.finish(
                     "charge", "1", start + 0.3, S.RETRYING, attempt, error=error, next_attempt_at=utc(start + 0.3 + attempt)
@@ -244,5 +266,6 @@ class Story:
         run.run(HOSTILE, "0", run.at + 0.1, worker=HOSTILE)
         run.finish(HOSTILE, "0", run.at + 0.2, S.FAILED, error=Failure(HOSTILE, HOSTILE, HOSTILE))
         run.at += 0.2
+        self.writer.log(run, f"{HOSTILE}/0", 1, (run.at, 40, f"{HOSTILE}\n{HOSTILE}"))
         run.end(S.FAILED, error=Failure(HOSTILE, HOSTILE, f"{HOSTILE}\n{HOSTILE}"))
         return run.run_id

@@ -180,7 +180,7 @@ def test_hostile_text_is_shown_and_does_nothing(page: Page, shop: Shop) -> None:
         page.goto(shop.url + address)
         expect(page.get_by_text("<img src=x onerror=alert(1)>").first).to_be_visible()
         expect(page.locator("[data-live]")).to_have_attribute("data-live", "on")
-    for tab in ("graph", "changes"):
+    for tab in ("graph", "logs", "changes"):
         page.goto(f"{shop.url}/runs/{shop.story.hostile}/{tab}")
         expect(page.locator("h1")).to_contain_text("<script>alert(2)</script>")
     page.locator("table a").first.click()

@@ -192,12 +192,16 @@ async def test_a_run_is_explained_on_its_page(shown: httpx.AsyncClient, shop: tu
     assert text.count("attempt 3 ran and failed") >= 1
     task = (await shown.get(f"/runs/{shop[1].failed}/task?name=charge/1")).text
     assert task.count("CardDeclined: do-not-honour (card") == 3
+    logs = (await shown.get(f"/runs/{shop[1].failed}/logs")).text
+    assert logs.count("asking the gateway") == 3
+    worse = (await shown.get(f"/runs/{shop[1].failed}/logs?level=warning&task=charge")).text
+    assert (worse.count("the gateway declined"), worse.count("asking the gateway")) == (3, 0)
     changes = (await shown.get(f"/runs/{shop[1].failed}/changes")).text
     assert changes.count("Retrying") == 2
 
 
 async def test_a_trace_is_linked_where_a_place_for_traces_is_set(shop: tuple[Path, Story]) -> None:
-    app = build(Settings(app="app", history=str(shop[0])), links={"trace": "http://jaeger:16686/trace/{trace_id}"})
+    app = build(Settings(app="app", history=str(shop[0]), traces="http://jaeger:16686"))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:
         text = (await http.get(f"/runs/{shop[1].failed}")).text
     assert 'href="http://jaeger:16686/trace/0af7651916cd43dd8448eb211c80319c"' in text
