@@ -138,7 +138,8 @@ def _of_runs(facts: Facts) -> Iterator[Reason]:
     part = failure_share(counts)
     if part is not None and failed + crashed:
         states = [name for name, count in (("FAILED", failed), ("CRASHED", crashed)) if count]
-        text = f"{number(failed + crashed)} of {plural(judged, 'run')} that ended in the last {JUDGED_MINUTES} minutes did not complete"
+        text = f"{number(failed + crashed)} of {plural(judged, 'run')} that ended in the last {JUDGED_MINUTES} minutes"
+        text += " did not complete"
         level = Level.OK
         if judged >= FEW:
             level = Level.BAD if part >= MANY else Level.WARN if part >= SOME or crashed else Level.OK

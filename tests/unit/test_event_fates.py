@@ -9,11 +9,11 @@ import pytest
 
 from engine.declarations import Declaration, Trigger
 from engine.errors import EventError
+from engine.event_fates import Fate, Knowledge, judge
 from engine.events import Event, RawEvent, Reason
 from engine.history import EventRow
 from engine.history_schema import LetterRow, RunRow
 from engine.states import utc
-from engine.event_fates import Fate, Knowledge, judge
 
 EVENT: RawEvent = Event(id="1", source="/shop", type="order.created", data=b"{}")
 
