@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Mount, Route
 
-from engine import web_app
+from engine import api, web_app
+from engine.actions import Actions
 from engine.broker import Broker
 from engine.doorkeeper import Doorkeeper
 from engine.errors import EngineError, SettingsError
 from engine.event_taker import EventTaker
+from engine.history import History
 from engine.http_answers import json_answer
 from engine.http_server import HttpServer
 from engine.login_limits import LoginLimits
 from engine.logs import logger
 from engine.patient_sink import PatientSink
 from engine.settings import Settings
+from engine.telemetry import Tracer
 from engine.vitals import Vitals
 from engine.web_login import Login
 from engine.web_roles import check_access
@@ -57,7 +61,12 @@ class Dashboard:
         self._settings, self._broker, self._projecting = settings, broker, projecting
         self._sink = PatientSink(broker)
         self._vitals = Vitals(settings, broker)
-        app = web_app.build(settings, vitals=self._vitals, more_routes=self._routes())
+        histories = functools.partial(History.open, settings.history_path)
+        self._actions = Actions(settings, broker, self._sink, Tracer.from_environment(f"engine-{settings.app}"), histories)
+        mounted = Mount(api.ROOT, routes=api.routes(self._actions, histories))
+        app = web_app.build(
+            settings, actions=self._actions, vitals=self._vitals, broker=broker, more_routes=[*self._routes(), mounted]
+        )
         self._parts = app.state.parts
         app.router.routes.extend(Login(settings, access, limits, self._parts.pages).routes)
         guarded = Doorkeeper(app, settings, access, limits, has_login=True)
@@ -98,6 +107,7 @@ class Dashboard:
                 await projecting
         finally:
             self._parts.reader.close()
+            await self._actions.close()
             await self._vitals.close()
             await self._sink.close()
             await self._broker.close()

@@ -28,6 +28,16 @@ from engine.states import State
 
 __all__ = ["History", "cursor_of", "Change", "EventRow", "FlowRow", "LetterLine", "Page", "RunFilter", "WorkerRow"]
 
+#: Letters, then how the last mark has it, how often it was replayed, whether it is a copy, and its place in the list.
+_LETTERS = (
+    f"SELECT {', '.join(f'l.{name}' for name in LetterRow.__struct_fields__)},"  # noqa: S608
+    " (SELECT marked FROM marks m WHERE m.identity = l.identity ORDER BY m.at DESC, m.place DESC LIMIT 1),"
+    " (SELECT count(DISTINCT replay) FROM marks m WHERE m.identity = l.identity AND m.marked = 'replayed'),"
+    " EXISTS (SELECT 1 FROM letters e WHERE e.identity = l.identity"
+    " AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place)), l.partition * (1 << 48) + l.place AS lies"
+    " FROM letters l"
+)
+
 
 class History:
     """Queries on one history database; a context manager, which closes it."""
@@ -188,26 +198,20 @@ class History:
     def letters(self, *, all: bool = False, cursor: str | None = None, limit: int = 50) -> Page[LetterLine]:
         """Dead letters, the newest first: the open ones, or with ``all`` those that were dealt with, too."""
         before = _from_cursor(cursor) if cursor is not None else [float("inf"), 0]
-        columns = ", ".join(f"l.{name}" for name in LetterRow.__struct_fields__)
-        query = (
-            f"SELECT {columns},"  # noqa: S608
-            " (SELECT marked FROM marks m WHERE m.identity = l.identity ORDER BY m.at DESC, m.place DESC LIMIT 1),"
-            " (SELECT count(DISTINCT replay) FROM marks m WHERE m.identity = l.identity AND m.marked = 'replayed'),"
-            " EXISTS (SELECT 1 FROM letters e WHERE e.identity = l.identity"
-            " AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place)), l.partition * (1 << 48) + l.place AS lies"
-            " FROM letters l WHERE (l.at, l.partition * (1 << 48) + l.place) < (?, ?)"
-        )
+        query = f"{_LETTERS} WHERE (l.at, l.partition * (1 << 48) + l.place) < (?, ?)"
         if not all:
             query += (
                 " AND NOT EXISTS (SELECT 1 FROM marks m WHERE m.identity = l.identity) AND NOT EXISTS (SELECT 1 FROM letters e"
                 " WHERE e.identity = l.identity AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place))"
             )
         rows = self._all(f"{query} ORDER BY l.at DESC, lies DESC LIMIT ?", [*before, limit + 1])
-        lines = [
-            LetterLine(LetterRow(*row[:-4]), Status.REPEAT if row[-2] else Status(row[-4] or Status.OPEN), row[-3])
-            for row in rows[:limit]
-        ]
+        lines = [_line(row) for row in rows[:limit]]
         return Page(lines, f"{lines[-1].row.at!r},{rows[limit - 1][-1]}" if len(rows) > limit else None)
+
+    def letter(self, partition: int, offset: int) -> LetterLine | None:
+        """One dead letter by where it lies; None where there is none."""
+        rows = self._all(f"{_LETTERS} WHERE l.partition = ? AND l.place = ?", [partition, offset])
+        return _line(rows[0]) if rows else None
 
     def flows(self, *, last: int = 200) -> list[FlowRow]:
         """Each flow by its last runs."""
@@ -297,6 +301,10 @@ class History:
     def _all(self, query: str, values: Sequence[Any]) -> list[Any]:
         with told(self._path):
             return self._db.execute(query, values).fetchall()
+
+
+def _line(row: Sequence[Any]) -> LetterLine:
+    return LetterLine(LetterRow(*row[:-4]), Status.REPEAT if row[-2] else Status(row[-4] or Status.OPEN), row[-3])
 
 
 def cursor_of(run: RunRow) -> str:

@@ -14,7 +14,8 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
-from engine import web_acts, web_health, web_run, web_runs
+from engine import web_about, web_acts, web_cluster, web_events, web_flows, web_health, web_letters, web_run, web_runs
+from engine.broker import Broker
 from engine.errors import EngineError
 from engine.history_reader import HistoryReader
 from engine.settings import Settings
@@ -23,7 +24,7 @@ from engine.web_pages import STATIC, Pages
 from engine.web_parts import Acting, Looking, Parts
 
 #: Each has ``routes(parts)``.
-_PAGES = (web_health, web_acts, web_runs, web_run)
+_PAGES = (web_health, web_acts, web_runs, web_run, web_flows, web_events, web_letters, web_cluster, web_about)
 
 
 def build(
@@ -32,6 +33,7 @@ def build(
     actions: Acting | None = None,
     vitals: Looking | None = None,
     now: Callable[[], float] = time.time,
+    broker: Broker | None = None,
     more_routes: Sequence[BaseRoute] = (),
     **more: Any,
 ) -> Starlette:
@@ -43,7 +45,7 @@ def build(
     a server waits for its connections, and live ones do not end by themselves.
     """
     pages, reader = Pages(settings.app, now), HistoryReader(settings.history_path)
-    parts = Parts(settings, pages, reader, Live(pages, reader), now, actions, vitals)
+    parts = Parts(settings, pages, reader, Live(pages, reader), now, actions, vitals, broker)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -1,8 +1,8 @@
 """Pages: templates to HTML, whole or as a fragment. The only importer of jinja2, and of no data.
 
 Everything is escaped, always, and what steers a terminal or the direction of text shows as an escape. A template is given:
-``now``, ``active`` (the page's name in the navigation), ``csrf`` (empty where nothing asks for it), ``may_operate``, and its
-own context. ``request.state.csrf`` and ``request.state.may_operate`` come from the middleware that guards the pages.
+``now``, ``active`` (the page's name in the navigation), ``csrf`` (empty where nothing asks for it), ``may_operate``,
+``visitor``, and its own context. ``request.state`` has ``csrf``, ``may_operate`` and ``visitor`` from what guards the pages.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Pages:
             "now": self._now(),
             "csrf": getattr(request.state, "csrf", ""),
             "may_operate": getattr(request.state, "may_operate", True),
+            "visitor": getattr(request.state, "visitor", None),
             **context,
         }
         return await run_in_threadpool(self._environment.get_template(template).render, given)
