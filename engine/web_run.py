@@ -31,7 +31,7 @@ def routes(parts: Parts) -> list[Route]:
 
         def ask(history: History) -> Mapping[str, Any]:
             run = _found(history, run_id)
-            tasks = list(history.task_counts(run)) if State(run.state).is_end else []
+            tasks = history.task_names(run, limit=_TASKS_OFFERED) if State(run.state).is_end else []
             view = TABS[tab][1](history, run, asked)
             return {**_facts(parts, run), "repeated_by": history.repeats(run.run_id), "task_names": _offered(tasks), **view}
 
@@ -115,7 +115,7 @@ def _asked(request: Request, now: float) -> Asked:
 
 def _offered(tasks: list[str]) -> list[str]:
     # What the engine itself does in an async flow is no task that one could name.
-    return [task for task in tasks if not task.startswith("engine.")][:_TASKS_OFFERED]
+    return [task for task in tasks if not task.startswith("engine.")]
 
 
 def _found(history: History, run_id: str) -> RunRow:

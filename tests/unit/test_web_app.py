@@ -243,6 +243,9 @@ async def test_a_run_of_many_tasks_is_paged_and_drawn_by_task(web: Web) -> None:
     assert following is not None
     following_names = re.findall(r'id="task-([^"]+)"', await web.get(following[1].replace("&amp;", "&")))
     assert len(set(following_names) - set(re.findall(r'id="task-([^"]+)"', text))) == 200
+    run.end(State.FAILED)
+    web.writer.flush()
+    assert "<option>price</option><option>split</option>" in await web.get(f"/runs/{1:032x}")
     graph = await web.get(f"/runs/{1:032x}/graph")
     assert graph.count('class="box"') == 2
     assert "1,501" in graph

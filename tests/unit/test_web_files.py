@@ -27,7 +27,9 @@ def test_files_of_others_are_unchanged() -> None:
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
 def test_a_template_needs_no_hole_in_the_policy(template: Path) -> None:
-    found = FORBIDDEN.search(template.read_text())
+    text = template.read_text()
+    # Jinja's own code compares and assigns, which looks like attributes.
+    found = FORBIDDEN.search(re.sub(r"\{%.*?%\}", "", text, flags=re.S)) or re.search(r"\|\s*safe\b", text)
     assert not found, found
 
 
