@@ -27,6 +27,7 @@ _COMMANDS = {
     "dev": ("engine.cli_dev:dev", "Run it all on this machine: Kafka, Dask workers and the engine, with reload."),
     "run": ("engine.cli_run:run", "Run the engine alone, against a Kafka and a Dask that run already."),
     "notify": ("engine.cli_notify:notify", "Tell people and programs of state changes, as flows, tasks and rules ask for."),
+    "dashboard": ("engine.cli_dashboard:dashboard", "See it all: serve the pages and the API, and keep the history."),
     "doctor": ("engine.cli_doctor:doctor", "Check Kafka, Dask and the handlers; name the remedy of what is wrong."),
 }
 _GROUPS = {

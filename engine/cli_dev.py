@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from engine.cli_flags import AppFlag, DaskFlag, HandlersFlag, HttpFlag, JsonFlag, KafkaFlag, settings_of
 from engine.cli_output import json_text, put, say
 from engine.dask_processes import default_workers
-from engine.devstack import DevStack
+from engine.devstack import DASHBOARD, DevStack
 from engine.handler_paths import import_paths, watched_paths
 from engine.hook_loader import load_addressees
 from engine.jaeger_process import find_jaeger
@@ -113,11 +113,18 @@ def _options(
     path = settings.history_path or str(made.data_directory() / "history.db")
     # Kafka's own topics are emptied with --fresh, those of another one are not.
     again = ("--fresh",) if fresh and kafka is None else ()
-    history = _engine("history", "run", "--app", settings.app, "--history", path, again)
+    companions = _companions(settings, ("--app", settings.app, "--history", path, *again))
     # Beside nothing that is to be told it would only take memory; a reload may bring something.
     notify = {"notify": _engine("notify", settings.handlers, "--app", settings.app, "--skip-unusable")}
-    companions = {"history": history} | (notify if load_addressees(settings).targets else {})
+    companions |= notify if load_addressees(settings).targets else {}
     return msgspec.structs.replace(made, companions=companions, reloaded=notify)
+
+
+def _companions(settings: Settings, where: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The dashboard, which fills the history; the history alone where HTTP is off."""
+    if not settings.http:
+        return {"history": _engine("history", "run", where)}
+    return {DASHBOARD: _engine("dashboard", where, "--log", "console" if sys.stderr.isatty() else "json")}
 
 
 def _usual_handlers() -> tuple[str, ...]:

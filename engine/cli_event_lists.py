@@ -20,11 +20,11 @@ from engine.cli_histories import Look, histories_of, looking
 from engine.cli_output import json_text, put, say, short
 from engine.declaration_reader import DeclarationReader
 from engine.declarations import Declaration
+from engine.event_fates import Fate
 from engine.event_lister import EventLister, Listed
 from engine.events import Position
 from engine.kafka import KafkaBroker
 from engine.settings import Settings
-from engine.verdicts import Fate
 
 TopicArgument = Annotated[str, Parameter(help="The topic of the events.")]
 LimitFlag = Annotated[int, Parameter(help="At most so many, the latest.")]

@@ -17,19 +17,20 @@ import msgspec
 
 from engine.apache import ApacheKafka
 from engine.command_errors import InterruptedStartError, StackError
-from engine.dask_processes import SCHEDULER, WORKER_PREFIX, DaskProcesses, get
+from engine.dask_processes import SCHEDULER, WORKER_PREFIX, DaskProcesses, answers
 from engine.errors import EngineError
 from engine.jaeger_process import JAEGER, JaegerProcess
 from engine.processes import ChildProcess, Children, run_to_end
 from engine.stack_lock import StackLock
-from engine.stack_options import StackOptions
+from engine.stack_options import StackOptions, free_address
+from engine.stack_restarts import StackRestarts
 from engine.stack_signals import StackSignals
 
 #: Says what happens, for a person to read.
 Report = Callable[[str], None]
 
-#: Name of the engine's process.
-ENGINE = "engine"
+#: Name of the engine's process, and of the companion that answers HTTP in its place, once it is there.
+ENGINE, DASHBOARD = "engine", "dashboard"
 
 
 class _Ended(msgspec.Struct, frozen=True):
@@ -61,10 +62,11 @@ class DevStack:
         if options.jaeger is not None:
             self.jaeger = JaegerProcess(self._children, self.directory, options.jaeger, options.start_seconds, report)
         self._http = options.http
+        #: Where the engine itself listens: behind a dashboard at a port of its own.
+        self._engine_http = options.http
         self._changed: set[str] = set()
-        self._backoff: dict[str, float] = {}
-        self._started_at: dict[str, float] = {}
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        again = options.backoff_seconds, options.backoff_limit_seconds
+        self._restarts = StackRestarts(*again, lambda name: self._happenings.put_nowait(_Due(name)))
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._failure: EngineError | None = None
@@ -83,7 +85,7 @@ class DevStack:
 
     @property
     def http(self) -> str:
-        """``http://host:port`` of the engine; empty where there is none."""
+        """``http://host:port`` of the dashboard, or of the engine where there is none; empty where it is off."""
         return f"http://{self._http}" if self._http and self._options.engine else ""
 
     @property
@@ -145,7 +147,9 @@ class DevStack:
         self._lock.take()
         shutil.rmtree(self.directory / "logs", ignore_errors=True)
         if self._options.engine and self._http:
-            self._http = self._options.free_http()
+            self._http = self._engine_http = free_address(self._options.http)
+            if DASHBOARD in self._options.companions:
+                self._engine_http = free_address("127.0.0.1:0")
         # Kafka's start is mostly waiting, so Dask starts meanwhile.
         kafka = asyncio.create_task(self._start_kafka(), name="stack-start-kafka")
         try:
@@ -157,14 +161,27 @@ class DevStack:
             await asyncio.gather(kafka, return_exceptions=True)
             raise
         await kafka
-        if self._options.engine is not None:
-            await self._start_engine(self._options.engine)
-        for name in self._options.companions:
-            await self._start_companion(name)
+        # What runs beside the engine starts meanwhile; it waits for the engine's topics by itself.
+        companions = [asyncio.create_task(self._start_companion(name)) for name in self._options.companions]
+        try:
+            if self._options.engine is not None:
+                await self._start_engine(self._options.engine)
+            await asyncio.gather(*companions)
+        except BaseException:  # whatever it was goes on up; nothing half started stays behind
+            for starting in companions:
+                starting.cancel()
+            await asyncio.gather(*companions, return_exceptions=True)
+            raise
 
     async def _start_companion(self, name: str) -> None:
         addresses = {"ENGINE_KAFKA": self.kafka, "ENGINE_DASK": self.dask}
-        await self._children.launch(name, self._options.beside[name], self._environment | addresses)
+        if name != DASHBOARD:
+            await self._children.launch(name, self._options.beside[name], self._environment | addresses)
+            return
+        addresses |= {"ENGINE_HTTP": self._http, "ENGINE_ENGINES": self._engine_http}
+        child = await self._children.launch(name, self._options.beside[name], self._environment | addresses)
+        await child.until(lambda: answers(self._http, "/readyz"), self._options.start_seconds)
+        self._report(f"dashboard: ready at {self.http}")
 
     async def _start_kafka(self) -> None:
         if self._options.kafka is not None:
@@ -202,15 +219,11 @@ class DevStack:
 
     async def _start_engine(self, command: tuple[str, ...]) -> None:
         began = time.monotonic()
-        addresses = {"ENGINE_KAFKA": self.kafka, "ENGINE_DASK": self.dask, "ENGINE_HTTP": self._http}
+        addresses = {"ENGINE_KAFKA": self.kafka, "ENGINE_DASK": self.dask, "ENGINE_HTTP": self._engine_http}
         child = await self._children.launch(ENGINE, command, self._environment | addresses)
-        host, _, port = self._http.rpartition(":")
-
-        async def is_ready() -> bool:
-            return not port or (await get(host.strip("[]"), int(port), "/readyz"))[0] == 200
-
-        await child.until(is_ready, self._options.start_seconds)
-        self._report(f"engine: ready{f' at {self.http}' if port else ''} ({time.monotonic() - began:.1f} s)")
+        await child.until(lambda: answers(self._engine_http, "/readyz"), self._options.start_seconds)
+        where = f" at http://{self._engine_http}" if self._engine_http else ""
+        self._report(f"engine: ready{where} ({time.monotonic() - began:.1f} s)")
 
     async def _supervise(self) -> None:
         while True:
@@ -226,7 +239,7 @@ class DevStack:
             except EngineError as error:
                 # What did not come up has ended, or never will be ready; either way its turn comes again.
                 self._report(str(error))
-                self._schedule(error.part if isinstance(error, StackError) else ENGINE)
+                self._restarts.schedule(error.part if isinstance(error, StackError) else ENGINE)
 
     def _on_end(self, child: ChildProcess) -> None:
         if self._children.get(child.name) is not child:
@@ -238,24 +251,14 @@ class DevStack:
             self._report(f"{child.name}: ended with code {child.exit_code}; its log ends with:\n{child.tail()}")
         else:
             self._report(f"Dask: the {child.name} ended with code {child.exit_code}; starting it again")
-        self._schedule(child.name)
-
-    def _schedule(self, name: str) -> None:
-        if name in self._timers:
-            return
-        now = time.monotonic()
-        if now - self._started_at.get(name, 0.0) > 2 * self._options.backoff_limit_seconds:
-            self._backoff.pop(name, None)
-        delay = self._backoff.get(name, self._options.backoff_seconds)
-        self._backoff[name] = min(2 * delay, self._options.backoff_limit_seconds)
-        self._timers[name] = asyncio.get_running_loop().call_later(delay, self._happenings.put_nowait, _Due(name))
+        self._restarts.schedule(child.name)
 
     async def _start_again(self, name: str) -> None:
-        self._timers.pop(name, None)
+        self._restarts.take(name)
         child = self._children.get(name)
         if child is not None and child.exit_code is None:
             return  # A reload, or the scheduler's return, has started it meanwhile.
-        self._started_at[name] = time.monotonic()
+        self._restarts.begins(name)
         if name == ENGINE and self._options.engine is not None:
             await self._start_engine(self._options.engine)
         elif name in self._options.beside:
@@ -315,8 +318,7 @@ class DevStack:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for timer in self._timers.values():
-            timer.cancel()
+        self._restarts.close()
         self._stopping.set()
         if self.pids:
             self._report("stopping")

@@ -12,12 +12,12 @@ import msgspec
 from engine.broker import Broker, Record, Standing
 from engine.declarations import Declaration
 from engine.errors import EventError, TopicError
+from engine.event_fates import Knowledge, Verdict, flows_for, judge
 from engine.events import RawEvent, read
 from engine.history import History
 from engine.runs import run_id_of
 from engine.settings import Settings
 from engine.snapshots import snapshot
-from engine.verdicts import Knowledge, Verdict, flows_for, judge
 
 
 class Listed(msgspec.Struct, frozen=True):

@@ -95,6 +95,18 @@ def told(path: str) -> Iterator[None]:
         raise HistoryUnavailable(path, error.strerror or str(error)) from error
 
 
+def is_in_use(path: str) -> bool:
+    """Whether another process writes to the database now."""
+    try:
+        with Path(f"{path}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # No folder, or none that may be written to: whoever opens it says so.
+    return False
+
+
 class HistoryStore:
     """One writer's connection. Close it; a store that has raised HistoryUnavailable may be used on."""
 

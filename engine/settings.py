@@ -18,8 +18,8 @@ from engine.secrets import Secret as Secret
 
 ENVIRONMENT_PREFIX = "ENGINE_"
 FILE_NAME = "engine.toml"
-#: Settings whose variables hold several values, separated by commas.
-_LISTS = frozenset({"handlers", "engines"})
+#: Settings that a variable gives with commas between.
+_LISTS = frozenset({"handlers", "engines", "http_proxies"})
 #: Protocols of result stores in whose URLs an @ is part of the address, not of a secret.
 _STORES_WITH_USERS = frozenset({"abfs", "abfss", "az", "sftp", "ssh", "smb", "hdfs", "webhdfs"})
 
@@ -115,6 +115,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kafka_cafile: str | None = None
     #: Allow plain text (and an HTTP endpoint) beyond loopback.
     allow_plaintext: bool = False
+
+    #: The token with which one may do everything over HTTP; beyond loopback the dashboard needs one, or a proxy.
+    http_token: Secret | None = None
+    #: The token with which one may look at everything.
+    http_read_token: Secret | None = None
+    #: Header in which a reverse proxy names the user it lets in, and the one with their role: ``read`` or ``operate``.
+    http_user_header: str = ""
+    http_role_header: str = ""
+    #: Addresses or networks of the proxies that are believed.
+    http_proxies: tuple[str, ...] = ()
 
     @property
     def history_path(self) -> str:

@@ -13,6 +13,7 @@ import pytest
 from engine.actions import Actions
 from engine.broker import Broker
 from engine.command_errors import AlreadyEnded, NotFound, NotRepeatable, ParametersError
+from engine.event_fates import Fate
 from engine.event_lister import EventLister
 from engine.history import History, RunFilter
 from engine.history_store import HistoryStore
@@ -24,7 +25,6 @@ from engine.results import ResultStore
 from engine.run_finder import Histories
 from engine.settings import Settings
 from engine.states import State
-from engine.verdicts import Fate
 from tests.app_under_test import AppUnderTest, Run, fresh_settings
 from tests.unit import flows_actions as flows
 from tests.waiting import eventually

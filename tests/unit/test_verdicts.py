@@ -1,4 +1,4 @@
-"""engine.verdicts: what became of an event, from what is known of it."""
+"""The sentence on the Health page follows from what is known, and never takes the unknown for good."""
 
 from __future__ import annotations
 
@@ -7,91 +7,91 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.declarations import Declaration, Trigger
-from engine.errors import EventError
-from engine.events import Event, RawEvent, Reason
-from engine.history import EventRow
-from engine.history_schema import LetterRow, RunRow
-from engine.states import utc
-from engine.verdicts import Fate, Knowledge, judge
+from engine.verdicts import Facts, Level, failure_share, judge
+from engine.vital_signs import DaskVital, EngineVital, Lag, Vital, Worker
 
-EVENT: RawEvent = Event(id="1", source="/shop", type="order.created", data=b"{}")
+NOW = 1_800_000_000.0
+MINUTE = int(NOW // 60) * 60
 
 
-def declared(*triggers: Trigger, name: str = "fulfil") -> Declaration:
-    return Declaration(name, f"{name}()", utc(1.0), {}, {}, triggers)
+def worker(**more: Any) -> Worker:
+    known: dict[str, Any] = {
+        "address": "tcp://w", "name": "w", "status": "running", "threads": 2, "memory_bytes": 10, "memory_limit_bytes": 100,
+        "managed_bytes": 0, "spilled_bytes": 0, "executing": 0, "queued": 0, "cpu": 1.0, "last_seen_at": NOW,
+    }  # fmt: skip
+    return Worker(**(known | more))
 
 
-def known(*declarations: Declaration, until: int | None = 10, doubt: str = "") -> Knowledge:
-    return Knowledge(declarations, until, doubt)
+def vital(**more: Any) -> Vital:
+    dask = DaskVital("tcp://s", NOW, 2, (worker(),), 0, 0, 0)
+    known = Vital(NOW, (Lag("app.intake", "orders", 0, 1, 1, 0),), {}, "", dask, "", (EngineVital("e:1", True, {}),))
+    return msgspec.structs.replace(known, **more)
 
 
-def run(run_id: str = "ab") -> RunRow:
-    return RunRow(1, run_id, "fulfil", "FAILED", 1, 0, 1, 1.0, 1.0)
+def facts(**more: Any) -> Facts:
+    known: dict[str, Any] = {"now": NOW, "minutes": [(MINUTE, "COMPLETED", 40)], "vital": vital()}
+    return Facts(**(known | more))
 
 
-def letter() -> LetterRow:
-    columns: dict[str, Any] = dict.fromkeys(LetterRow.__struct_fields__)
-    return LetterRow(**columns | {"partition": 0, "place": 7, "reason": "invalid-parameters", "error": "no x", "flow": "f"})
+def test_all_is_well_and_says_what_happened() -> None:
+    verdict = judge(facts(open_runs={"RUNNING": 2}))
+    assert verdict.level is Level.OK
+    assert verdict.sentence == "All is well: 40 runs completed in the last 15 minutes, and 2 runs are under way."
+    assert all(reason.level is Level.OK for reason in verdict.reasons)
 
 
-def row(runs: list[RunRow], letters: list[LetterRow]) -> EventRow:
-    return EventRow(1.0, "orders", 0, 5, None, None, None, runs, letters)
-
-
-KNOWN = known(declared(Trigger("orders", "order.created")))
-
-
-def test_runs_and_letters_say_what_became_of_it() -> None:
-    made = judge("orders", EVENT, 5, row([run()], [letter()]), [], KNOWN)
-    assert (made.fate, made.text) == (Fate.RAN, "made fulfil ab FAILED; dead letters: 0/7 invalid-parameters: no x")
-    assert ([one.run_id for one in made.runs], [one.id for one in made.letters]) == (["ab"], ["0/7"])
-    dead = judge("orders", EVENT, 5, row([], [letter()]), [], KNOWN)
-    assert (dead.fate, dead.text) == (Fate.DEAD, "dead letter 0/7 invalid-parameters: no x")
-
-
-def test_what_the_intake_has_not_come_to_waits() -> None:
-    assert judge("orders", EVENT, 10, None, [], KNOWN).fate is Fate.WAITING
-    assert judge("orders", EVENT, 0, None, [], known(declared(Trigger("orders")), until=None)).fate is Fate.WAITING
-    elsewhere = judge("orders", EVENT, 0, None, [], known(declared(Trigger("other")), until=None))
-    assert elsewhere.text == "not taken in: no flow listens to the topic orders"
-
-
-def test_a_repeat_names_the_run_of_the_first() -> None:
-    made = judge("orders", EVENT, 5, None, [run()], KNOWN)
-    assert (made.fate, made.text) == (Fate.DUPLICATE, "duplicate of the event that made fulfil ab")
+def test_an_idle_system_is_well() -> None:
+    assert judge(facts(minutes=[])).sentence == "All is well, and nothing is going on."
 
 
 @pytest.mark.parametrize(
-    ("trigger", "fate", "text"),
+    ("given", "level", "text"),
     [
-        (Trigger("other"), Fate.NO_TRIGGER, "no flow listens to the topic orders"),
-        (Trigger("orders", "order.paid"), Fate.NO_TRIGGER, "no trigger takes type order.created; triggers take order.paid"),
+        ({"minutes": [(MINUTE, "FAILED", 30), (MINUTE, "COMPLETED", 10)]}, Level.BAD, "30 of 40 runs"),
+        ({"minutes": [(MINUTE, "FAILED", 3), (MINUTE, "COMPLETED", 37)]}, Level.WARN, "3 of 40 runs"),
+        ({"minutes": [(MINUTE, "FAILED", 1), (MINUTE, "COMPLETED", 99)]}, Level.OK, "All is well"),
+        ({"minutes": [(MINUTE, "CRASHED", 1), (MINUTE, "COMPLETED", 99)]}, Level.WARN, "1 of 100 runs"),
+        ({"minutes": [(MINUTE - 3_000, "FAILED", 40)]}, Level.OK, "nothing is going on"),
+        ({"letters": 1}, Level.WARN, "1 dead letter waits for somebody"),
+        ({"letters": 100, "more_letters": True}, Level.WARN, "more than 100 dead letters wait"),
+        ({"waiting_since": NOW - 300}, Level.WARN, "has waited for 5 min"),
+        ({"waiting_since": NOW - 3}, Level.OK, "All is well"),
+        ({"behind": 50_000}, Level.WARN, "the history is 50,000 records behind"),
+        ({"vital": None}, Level.UNKNOWN, "not everything can be seen"),
+        ({"vital": vital(lags=None, kafka_trouble="refused")}, Level.BAD, "Kafka does not answer (refused)"),
+        ({"vital": vital(lags=(Lag("app.intake", "o", 0, 0, 5_000, 5_000),))}, Level.WARN, "5,000 events wait"),
+        ({"vital": vital(lags=(Lag("app.dispatch", "s", 0, 0, 5_000, 5_000),))}, Level.OK, "All is well"),
+        ({"vital": vital(dask=None, dask_trouble="refused")}, Level.BAD, "the Dask scheduler does not answer (refused)"),
+        ({"vital": vital(dask=DaskVital("s", NOW, 0, (), 0, 0, 0))}, Level.BAD, "Dask has no workers"),
         (
-            Trigger("orders", None, "/bank"),
-            Fate.NO_TRIGGER,
-            "no trigger takes type order.created of source /shop; triggers take any type of /bank",
+            {"vital": vital(dask=DaskVital("s", NOW, 4, (worker(), worker(status="paused")), 0, 0, 0))},
+            Level.WARN,
+            "1 of 2 workers is paused",
         ),
-        (Trigger("orders", "order.*", where="is_large"), Fate.WHERE, "the where of fulfil (is_large) said no"),
-        (Trigger("orders"), Fate.UNKNOWN, "fulfil should have taken it: its run has expired, or the flow came later"),
+        (
+            {"vital": vital(dask=DaskVital("s", NOW, 2, (worker(memory_bytes=90),), 0, 0, 0))},
+            Level.WARN,
+            "a worker uses 90.0 % of its memory",
+        ),
+        ({"vital": vital(engines=(EngineVital("e:1", None, {}, "refused"),))}, Level.BAD, "does not answer (refused)"),
+        (
+            {"vital": vital(engines=(EngineVital("e:1", True, {}), EngineVital("e:2", False, {"kafka": "lost"})))},
+            Level.WARN,
+            "the engine at e:2 is not ready (kafka: lost)",
+        ),
     ],
 )
-def test_why_it_made_none_is_told_where_it_can_be_known(trigger: Trigger, fate: Fate, text: str) -> None:
-    made = judge("orders", EVENT, 5, None, [], known(declared(trigger)))
-    assert (made.fate, made.text) == (fate, text)
+def test_the_worst_decides_and_is_said(given: dict[str, Any], level: Level, text: str) -> None:
+    verdict = judge(facts(**given))
+    assert (verdict.level, text in verdict.sentence) == (level, True), verdict.sentence
+    assert [reason.level for reason in verdict.reasons] == sorted((reason.level for reason in verdict.reasons), reverse=True)
 
 
-def test_a_record_without_a_type_is_called_so() -> None:
-    bare = msgspec.structs.replace(EVENT, type="")
-    text = judge("orders", bare, 5, None, [], KNOWN).text
-    assert text == "no trigger takes a record without a type; triggers take order.created"
+def test_several_troubles_are_counted() -> None:
+    sentence = judge(facts(letters=2, behind=50_000)).sentence
+    assert sentence.endswith(("dead letters wait for somebody, and 1 more.", "behind the topics, and 1 more."))
 
 
-def test_nothing_is_concluded_from_what_is_not_known() -> None:
-    doubtful = known(declared(Trigger("other")), doubt="the history is 5 records behind")
-    made = judge("orders", EVENT, 5, None, [], doubtful)
-    assert (made.fate, made.text) == (Fate.UNKNOWN, "no run and no dead letter is known: the history is 5 records behind")
-    assert not made.fate.is_settled
-    assert judge("orders", EVENT, 5, None, [], known()).text == "no engine has declared a flow"
-    unread = judge("orders", EventError(Reason.MALFORMED_EVENT, "no id"), 5, None, [], KNOWN)
-    assert "malformed-event: no id" in unread.text
+def test_cancelled_runs_are_no_failures() -> None:
+    assert failure_share({"CANCELLED": 5}) is None
+    assert failure_share({"CANCELLED": 5, "COMPLETED": 1, "CRASHED": 1}) == 0.5
