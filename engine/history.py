@@ -126,6 +126,17 @@ class History:
         query = f"SELECT {', '.join(TaskRow.__struct_fields__)} FROM task_runs WHERE place = ? AND name = ?"  # noqa: S608
         return next((TaskRow(*row) for row in self._all(query, [run.place, name])), None)
 
+    def task_names(self, run: RunRow, *, limit: int = 200) -> list[str]:
+        """The names of the tasks of a run, in their order; costs a look-up for each, however many task runs there are."""
+        names: list[str] = []
+        query, behind = "SELECT task, name FROM task_runs WHERE place = ? AND name > ? ORDER BY name LIMIT 1", ""
+        while len(names) < limit and (found := self._all(query, [run.place, behind])):
+            [(task, name)] = found
+            names.append(task)
+            # The name of a task run is task/index: this is right behind all of them.
+            behind = max(name, f"{task}0")
+        return names
+
     def task_counts(self, run: RunRow) -> dict[str, dict[str, int]]:
         """How many runs of each task are in each state, the tasks in the order in which they were first scheduled."""
         counts: dict[str, dict[str, int]] = {}

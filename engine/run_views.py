@@ -10,6 +10,8 @@ import msgspec
 from engine.block_layouts import layout
 from engine.history import History
 from engine.history_schema import RunRow
+from engine.log_rows import LogFilter
+from engine.run_logs import LEVELS
 from engine.states import State
 from engine.task_blocks import CELLS, TaskGroup, blocks_of, grouped_blocks
 from engine.timelines import timeline_of
@@ -22,8 +24,21 @@ PAYLOAD = 8_192
 #: Of each task, to see what it takes.
 _SAMPLE = 50
 
-#: What a tab is asked with: ``after`` where a page before it ended, and states to see alone.
-View = Callable[[History, RunRow, float, str, tuple[State, ...]], Mapping[str, Any]]
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tab is asked with, from its address."""
+
+    now: float
+    #: Where the page before this one ended.
+    after: str = ""
+    #: Task runs in these states alone.
+    states: tuple[State, ...] = ()
+    #: Log lines of this task or task run, and of this level or worse.
+    task: str = ""
+    level: str = ""
+
+
+View = Callable[[History, RunRow, Asked], Mapping[str, Any]]
 
 
 class Payload(msgspec.Struct, frozen=True):
@@ -55,15 +70,15 @@ def trace_id_of(run: RunRow) -> str:
     return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 and parts[1].isalnum() and parts[1].isascii() else ""
 
 
-def timeline(history: History, run: RunRow, now: float, after: str, states: tuple[State, ...]) -> Mapping[str, Any]:
+def timeline(history: History, run: RunRow, asked: Asked) -> Mapping[str, Any]:
     """The timeline; of many tasks a page in the order of their names, with a summary by task above."""
-    tasks = history.task_runs(run, limit=TASKS + 1, after=after, states=states)
+    tasks = history.task_runs(run, limit=TASKS + 1, after=asked.after, states=asked.states)
     more = tasks[TASKS - 1].name if len(tasks) > TASKS else None
-    counts = history.task_counts(run) if run.tasks > TASKS or states else {}
-    return {"timeline": timeline_of(run, tasks[:TASKS], now), "more": more, "counts": counts, "shown": len(tasks[:TASKS])}
+    counts = history.task_counts(run) if run.tasks > TASKS or asked.states else {}
+    return {"timeline": timeline_of(run, tasks[:TASKS], asked.now), "more": more, "counts": counts, "shown": len(tasks[:TASKS])}
 
 
-def graph(history: History, run: RunRow, now: float, after: str, states: tuple[State, ...]) -> Mapping[str, Any]:
+def graph(history: History, run: RunRow, asked: Asked) -> Mapping[str, Any]:
     """The picture of its tasks; grouped by task where they are too many."""
     is_grouped = run.tasks > CELLS
     if is_grouped:
@@ -77,17 +92,21 @@ def graph(history: History, run: RunRow, now: float, after: str, states: tuple[S
     return {"picture": picture, "is_grouped": is_grouped}
 
 
-def logs(history: History, run: RunRow, now: float, after: str, states: tuple[State, ...]) -> Mapping[str, Any]:
-    """Log lines in their order."""
-    ask: Any = getattr(history, "logs", None)
-    lines = [] if ask is None else ask(run.place, after=_number(after), limit=LOGS + 1)
-    return {"lines": lines[:LOGS], "more": lines[LOGS - 1].seq if len(lines) > LOGS else None, "has_logs": ask is not None}
+def logs(history: History, run: RunRow, asked: Asked) -> Mapping[str, Any]:
+    """Log lines in their order: the latest, which grow while the run goes on, or those behind a line."""
+    after = _number(asked.after)
+    wanted = LogFilter(task=asked.task or None, level=asked.level or None, latest=after is None)
+    lines = history.logs(run.run_id, after=after, limit=LOGS + 1, wanted=wanted)
+    is_cut = len(lines) > LOGS
+    shown = (lines[-LOGS:] if after is None else lines[:LOGS]) if is_cut else lines
+    more = shown[-1].seq if is_cut and after is not None else None
+    return {"lines": shown, "more": more, "has_earlier": is_cut and after is None, "levels": LEVELS}
 
 
-def changes(history: History, run: RunRow, now: float, after: str, states: tuple[State, ...]) -> Mapping[str, Any]:
+def changes(history: History, run: RunRow, asked: Asked) -> Mapping[str, Any]:
     """State changes in their order."""
-    number = _number(after)
-    found = history.changes(run, after=-1 if number is None else number, limit=CHANGES + 1)
+    after = _number(asked.after)
+    found = history.changes(run, after=-1 if after is None else after, limit=CHANGES + 1)
     return {"changes": found[:CHANGES], "more": found[CHANGES - 1].seq if len(found) > CHANGES else None}
 
 
@@ -101,4 +120,4 @@ TABS: Mapping[str, tuple[str, View]] = {
 
 
 def _number(text: str) -> int | None:
-    return int(text[:18]) if text.isdecimal() and text.isascii() else None
+    return int(text[:18]) if text.removeprefix("-").isdecimal() and text.isascii() else None

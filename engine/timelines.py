@@ -108,9 +108,8 @@ def nested(tasks: Sequence[TaskRow]) -> list[tuple[TaskRow, int, int]]:
 
 def natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts ``price/2`` before ``price/10``."""
-    return [
-        (int(part[:18]), "") if part.isdecimal() and part.isascii() else (-1, part) for part in re.split(r"(\d+)", name) if part
-    ]
+    parts = filter(None, re.split(r"([0-9]+)", name))
+    return [(int(part[:18]), "") if part.isdecimal() and part.isascii() else (-1, part) for part in parts]
 
 
 class _Scale(msgspec.Struct):
@@ -163,11 +162,8 @@ def _of_task(task: TaskRow, attempts: Sequence[Attempt], depth: int, children: i
             failed = attempt.outcome in (State.RETRYING, State.FAILED, State.CRASHED)
             kind = "failed" if failed else "asleep" if task.wakes_at is not None and ended is None else "ran"
             word = {"failed": "ran and failed", "asleep": "asleep for"}.get(kind, "ran")
-            segments.append(
-                scale.segment(
-                    kind, f"attempt {attempt.attempt} {word}" if len(attempts) > 1 else word, attempt.started_at, ended
-                )
-            )
+            word = f"attempt {attempt.attempt} {word}" if len(attempts) > 1 else word
+            segments.append(scale.segment(kind, word, attempt.started_at, ended))
         before = attempt
     error = f"{task.error_type}: {task.error_message}" if task.error_type else task.reason
     number = max([task.attempt, *(attempt.attempt for attempt in attempts if attempt.started_at is not None)])

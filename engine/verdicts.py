@@ -135,11 +135,10 @@ def _of_runs(facts: Facts) -> Iterator[Reason]:
     counts = ends(facts.minutes, facts.now - JUDGED_MINUTES * 60)
     failed, crashed = counts.get(State.FAILED, 0), counts.get(State.CRASHED, 0)
     judged = failed + crashed + counts.get(State.COMPLETED, 0)
-    part = failure_share(counts)
+    part, lately = failure_share(counts), f"that ended in the last {JUDGED_MINUTES} minutes"
     if part is not None and failed + crashed:
         states = [name for name, count in (("FAILED", failed), ("CRASHED", crashed)) if count]
-        text = f"{number(failed + crashed)} of {plural(judged, 'run')} that ended in the last {JUDGED_MINUTES} minutes"
-        text += " did not complete"
+        text = f"{number(failed + crashed)} of {plural(judged, 'run')} {lately} did not complete"
         level = Level.OK
         if judged >= FEW:
             level = Level.BAD if part >= MANY else Level.WARN if part >= SOME or crashed else Level.OK
@@ -147,9 +146,7 @@ def _of_runs(facts: Facts) -> Iterator[Reason]:
             level = Level.WARN
         yield Reason(level, f"{text} ({share(part)})", "/runs?" + "&".join(f"state={state}" for state in states))
     elif judged:
-        yield Reason(
-            Level.OK, f"all {plural(judged, 'run')} that ended in the last {JUDGED_MINUTES} minutes completed", "/runs"
-        )
+        yield Reason(Level.OK, f"all {plural(judged, 'run')} {lately} completed", "/runs")
     if facts.waiting_since is not None:
         waits = facts.now - facts.waiting_since
         if waits > PATIENCE_SECONDS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -32,7 +32,6 @@ def build(
     *,
     actions: Acting | None = None,
     vitals: Looking | None = None,
-    links: Mapping[str, str] | None = None,
     now: Callable[[], float] = time.time,
     broker: Broker | None = None,
     more_routes: Sequence[BaseRoute] = (),
@@ -46,7 +45,7 @@ def build(
     a server waits for its connections, and live ones do not end by themselves.
     """
     pages, reader = Pages(settings.app, now), HistoryReader(settings.history_path)
-    parts = Parts(settings, pages, reader, Live(pages, reader), now, actions, vitals, links or {}, broker)
+    parts = Parts(settings, pages, reader, Live(pages, reader), now, actions, vitals, broker)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -63,8 +63,6 @@ class Parts(msgspec.Struct, frozen=True):
     now: Callable[[], float]
     actions: Acting | None = None
     vitals: Looking | None = None
-    #: Addresses of other pages: ``trace`` with ``{trace_id}`` in it.
-    links: Mapping[str, str] = {}
     #: For events straight from their topics.
     broker: Broker | None = None
 

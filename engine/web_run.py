@@ -12,7 +12,8 @@ from starlette.routing import Route
 from engine.command_errors import NotFound
 from engine.history import History
 from engine.history_schema import RunRow
-from engine.run_views import TABS, payload, trace_id_of
+from engine.run_logs import LEVELS
+from engine.run_views import TABS, Asked, payload, trace_id_of
 from engine.states import State
 from engine.task_rows import attempts_of
 from engine.web_parts import Parts
@@ -26,17 +27,15 @@ def routes(parts: Parts) -> list[Route]:
     """Its addresses."""
 
     async def look(request: Request, run_id: str, tab: str) -> Mapping[str, Any]:
-        now, after = parts.now(), request.query_params.get("after", "")[:500]
-        given = [value.upper() for value in request.query_params.getlist("state")]
-        states = tuple(state for state in State if state.value in given)
+        asked = _asked(request, parts.now())
 
         def ask(history: History) -> Mapping[str, Any]:
             run = _found(history, run_id)
-            tasks = list(history.task_counts(run))[:_TASKS_OFFERED] if State(run.state).is_end else []
-            view = TABS[tab][1](history, run, now, after, states)
-            return {**_facts(parts, run), "repeated_by": history.repeats(run.run_id), "task_names": tasks, **view}
+            tasks = history.task_names(run, limit=_TASKS_OFFERED) if State(run.state).is_end else []
+            view = TABS[tab][1](history, run, asked)
+            return {**_facts(parts, run), "repeated_by": history.repeats(run.run_id), "task_names": _offered(tasks), **view}
 
-        return {**await parts.reader.ask(ask), "tab": tab, "tabs": TABS, "after": after, "task_states": states}
+        return {**await parts.reader.ask(ask), "tab": tab, "tabs": TABS, "asked": asked}
 
     async def show(request: Request) -> Response:
         run_id, tab = request.path_params["run_id"], request.path_params.get("tab", "timeline")
@@ -52,8 +51,7 @@ def routes(parts: Parts) -> list[Route]:
             return await parts.pages.page(request, "run_wait.html", waits, active="runs")
         run: RunRow = context["run"]
         query = f"?{request.url.query}" if request.url.query else ""
-        is_last = not context["after"] and context.get("more") is None
-        live = f"/runs/{run.run_id}/live/{tab}{query}" if not State(run.state).is_end or is_last else None
+        live = f"/runs/{run.run_id}/live/{tab}{query}"
         return await parts.pages.page(request, "run.html", {**context, "live": live}, active="runs")
 
     async def live(request: Request) -> Response:
@@ -102,6 +100,24 @@ def routes(parts: Parts) -> list[Route]:
     ]
 
 
+def _asked(request: Request, now: float) -> Asked:
+    given = request.query_params
+    states = [value.upper() for value in given.getlist("state")]
+    level = given.get("level", "").lower()
+    return Asked(
+        now=now,
+        after=given.get("after", "")[:500],
+        states=tuple(state for state in State if state.value in states),
+        task=given.get("task", "")[:500],
+        level=level if level in LEVELS else "",
+    )
+
+
+def _offered(tasks: list[str]) -> list[str]:
+    # What the engine itself does in an async flow is no task that one could name.
+    return [task for task in tasks if not task.startswith("engine.")]
+
+
 def _found(history: History, run_id: str) -> RunRow:
     run = history.run(run_id)
     if run is None:
@@ -111,14 +127,13 @@ def _found(history: History, run_id: str) -> RunRow:
 
 def _facts(parts: Parts, run: RunRow) -> dict[str, Any]:
     trace_id = trace_id_of(run)
-    link = parts.links.get("trace", "")
     return {
         "run": run,
         "is_ended": State(run.state).is_end,
         "may_retry": run.state in (State.FAILED, State.CRASHED, State.CANCELLED),
         "may_act": parts.actions is not None,
         "trace_id": trace_id,
-        "trace_href": link.replace("{trace_id}", trace_id) if link and trace_id else "",
+        "trace_href": parts.settings.trace_link(trace_id),
         "parameters": payload(run.parameters, run.parameters_size),
         "result": payload(run.result, run.result_size),
     }

@@ -21,17 +21,21 @@ def test_files_of_others_are_unchanged() -> None:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in (STATIC / "VENDORED.md").read_text().splitlines()]
     listed = {row[0]: row[4] for row in rows if len(row) == 5 and len(row[4]) == 64}
     assert listed == {name: hashlib.sha256((STATIC / name).read_bytes()).hexdigest() for name in listed}
-    own = {"app.css", "app.js", "theme.js", "icon.svg", "VENDORED.md"}
-    assert set(listed) == {path.name for path in STATIC.iterdir()} - own
+    others = {path.name for path in STATIC.iterdir() if ".min." in path.name or "LICENSE" in path.name}
+    assert set(listed) == others
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
 def test_a_template_needs_no_hole_in_the_policy(template: Path) -> None:
-    found = FORBIDDEN.search(template.read_text())
+    text = template.read_text()
+    # Jinja's own code compares and assigns, which looks like attributes.
+    found = FORBIDDEN.search(re.sub(r"\{%.*?%\}", "", text, flags=re.S)) or re.search(r"\|\s*safe\b", text)
     assert not found, found
 
 
 def test_styles_and_scripts_of_ours_load_nothing_from_elsewhere() -> None:
-    for name in ("app.css", "app.js", "theme.js"):
-        text = (STATIC / name).read_text()
+    for path in STATIC.iterdir():
+        text = path.read_text()
+        if ".min." in path.name or path.suffix not in (".css", ".js"):
+            continue
         assert not re.search(r"https?://|@import|\beval\(|new Function|innerHTML", text)

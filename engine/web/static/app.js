@@ -145,8 +145,13 @@ function showLive() {
     $("[data-live-text]", mark).textContent = words[text];
   }
 }
-// The extension connects again by itself once it hears of an error on a source that is closed.
-function reconnect(source) { sources.delete(source); source.close(); source.dispatchEvent(new Event("error")); }
+// A new connection for the page, and its fragments on it; the extension does it whenever an element is processed.
+function reconnect(source) {
+  sources.delete(source);
+  source.close();
+  const page = $("[sse-connect]");
+  for (const element of [page, ...$$("[sse-swap]", page)]) window.htmx.trigger(element, "htmx:afterProcessNode");
+}
 function catchUp() {
   if (!hasMissed) return;
   hasMissed = false;
@@ -168,7 +173,7 @@ document.addEventListener("htmx:sseError", (event) => {
 const opened = new Set();
 document.addEventListener("htmx:sseBeforeMessage", (event) => {
   const target = event.target;
-  if (isAtWork() && $("[data-bulk]", target.parentElement)) { hasMissed = true; event.preventDefault(); return; }
+  if (isAtWork() && target.closest("[data-bulk]")) { hasMissed = true; event.preventDefault(); return; }
   opened.clear();
   for (const details of $$("details[id]", target)) opened.add(`${details.id} ${details.open}`);
 });
@@ -204,11 +209,6 @@ document.addEventListener("htmx:sendError", () => say("The dashboard does not an
 document.addEventListener("htmx:afterSettle", () => { refreshTimes(); showBulk(); });
 
 document.addEventListener("DOMContentLoaded", () => {
-  if (window.htmx) {
-    window.htmx.createEventSource = (url) => new EventSource(url);
-    // The extension's own errors are shown by the mark; on the console they would pass for a fault of the page.
-    window.htmx.logger = null;
-  }
   nameTheme();
   refreshTimes();
   showBulk();
