@@ -122,6 +122,21 @@ async def test_an_event_over_http_becomes_a_run(stack: Stack) -> None:
     assert seen.lines[-1]["result"] == "WEB"
 
 
+async def test_the_dashboard_answers_and_an_event_sent_from_its_form_becomes_a_run(stack: Stack) -> None:
+    async with httpx.AsyncClient(base_url=stack.ready["http"]) as client:
+        for page in ("/", "/runs", "/flows", "/events", "/dead-letters", "/cluster", "/about"):
+            answer = await client.get(page)
+            assert answer.status_code == 200, (page, answer.text)
+            assert "script-src 'self'" in answer.headers["content-security-policy"]
+        form = {"topic": "items", "type": "item.made", "source": SOURCE, "id": "form", "data": '{"name": "form"}'}
+        sent = await client.post("/send-event", data=form)
+        assert sent.status_code == 204, sent.text
+        foreign = await client.post("/send-event", data=form, headers={"origin": "https://evil.example"})
+        assert foreign.status_code == 403
+    seen = await stack.tail("--run", run_id_of(stack.app, "process", SOURCE, "form"), "--count", "6")
+    assert seen.lines[-1]["result"] == "FORM"
+
+
 async def test_a_file_of_events_names_its_bad_lines(stack: Stack, tmp_path: Path) -> None:
     file = tmp_path / "items.jsonl"
     file.write_text('{"name": "one"}\n{"name":\n{"name": "two"}\n')
