@@ -9,7 +9,7 @@ import asyncio
 import pickle
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -30,7 +30,7 @@ from engine.log_catcher import speaker
 from engine.log_outbox import Outbox, Speaker, Voice
 from engine.logs import logger, run_fields
 from engine.retries import judge, next_wait_seconds
-from engine.runs import logical, task_run_id_of
+from engine.runs import stored_places, task_run_id_of
 from engine.spawning import Nursery, Spawner, resolved
 from engine.states import Failure, State, encode
 from engine.tasks import Task, resolve
@@ -124,16 +124,6 @@ def _stack_of(frame: FrameType | None) -> str:
     return "".join(["It is stuck here (most recent call last):\n", *lines])[-MAX_TRACEBACK:]
 
 
-def _places(call: Call) -> Iterator[tuple[str, str]]:
-    """Where the value of a call may be in the result store: run and index, its own first."""
-    yield call.run_id, call.index
-    if call.reuse is not None:
-        run_id, attempts = call.reuse
-        index = logical(call.index)
-        for attempt in range(attempts, 0, -1):
-            yield run_id, index if attempt == 1 else f"{index}~{attempt}"
-
-
 def _voice_of(reporter: Reporter, call: Call) -> Voice:
     return Voice(
         run_id=call.run_id,
@@ -212,7 +202,7 @@ class Attempt:
     def _look_up(self) -> None:
         """A result that was stored is taken from there rather than made again."""
         call, store = self._call, self._store()
-        for run_id, index in _places(call):
+        for run_id, index in stored_places(call.run_id, call.index, call.reuse):
             try:
                 self.value = store.load(run_id, call.task, index, self._result_type)
             except ResultMissing:
