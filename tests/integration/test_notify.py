@@ -21,21 +21,16 @@ SECRET = "both-sides-kn0w"
 
 
 async def notifier(settings: Settings, folder: Path, **environment: str) -> asyncio.subprocess.Process:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "engine", "notify", "tests.integration.flows_notify", "--json"),
-        *("--app", settings.app, "--kafka", settings.kafka),
-        cwd=folder,
-        env=os.environ
-        | {
-            "PYTHONPATH": str(ROOT),
-            "ENGINE_LOG_LEVEL": "DEBUG",
-            "ENGINE_GRACE_SECONDS": "0.5",
-            "ENGINE_SESSION_TIMEOUT_SECONDS": "3",
-        }
-        | environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=(folder / "log").open("ab"),
-    )
+    quick = {"ENGINE_GRACE_SECONDS": "0.5", "ENGINE_SESSION_TIMEOUT_SECONDS": "3", "ENGINE_LOG_LEVEL": "DEBUG"}
+    with (folder / "log").open("ab") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "engine", "notify", "tests.integration.flows_notify", "--json"),
+            *("--app", settings.app, "--kafka", settings.kafka),
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | quick | environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+        )
     assert process.stdout is not None
     assert b'"targets":5' in (line := await process.stdout.readline()), line
     return process
