@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engine.events import Event
     from engine.flows import flow, on
     from engine.handles import Handle, MapHandle, unmapped
+    from engine.log_catcher import logger
     from engine.retries import Retry, exponential, fixed, jittered
     from engine.rules import Rule, rule
     from engine.sharing import Attached, attach
@@ -52,6 +53,8 @@ __all__ = [
     # Ask, inside a task, which attempt of what it is.
     "attempt",
     "Attempt",
+    # Say something in a task or a flow: it goes to the run's log.
+    "logger",
     # Hear what became of it.
     "subscribe",
     "Subscription",
@@ -95,6 +98,7 @@ _HOMES = {
     "RetryableError": "engine.errors",
     "attempt": "engine.attempts",
     "Attempt": "engine.attempts",
+    "logger": "engine.log_catcher",
     "subscribe": "engine.subscriber",
     "Subscription": "engine.subscriber",
     "attach": "engine.sharing",

@@ -51,6 +51,16 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     partition: int | None = None
 
 
+class Standing(msgspec.Struct, frozen=True):
+    """Where partitions begin and end, and what groups have committed, at about one moment."""
+
+    #: The first offset that is still there, and the one that the next record gets.
+    begins: Mapping[Partition, int]
+    ends: Mapping[Partition, int]
+    #: By group; the *next* offset of each partition that has one.
+    committed: Mapping[str, Mapping[Partition, int]]
+
+
 class TopicSpec(msgspec.Struct, frozen=True):
     """How a topic is made when it is missing."""
 
@@ -161,6 +171,21 @@ class Reader(Protocol):
         ...
 
 
+class OffsetReader(Protocol):
+    """Reads how groups stand, from outside."""
+
+    async def read(self, groups: Sequence[str], topics: Collection[str]) -> Standing:
+        """How these groups stand, in all partitions of the topics that they have committed any of, and of ``topics``.
+
+        A topic that does not exist is left out. Raises KafkaUnavailable; it may be cancelled.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Free everything."""
+        ...
+
+
 class Broker(Protocol):
     """Makes sources and sinks on one log."""
 
@@ -185,6 +210,10 @@ class Broker(Protocol):
 
     def reader(self) -> Reader:
         """A new reader of single records, which connects when it is first used."""
+        ...
+
+    def offset_reader(self) -> OffsetReader:
+        """A new reader of how groups stand, which connects when it is first used."""
         ...
 
     async def ensure_topics(self, topics: Sequence[TopicSpec]) -> list[str]:

@@ -105,6 +105,16 @@ class Flow(Generic[P, R]):
         except TypeError as error:
             self._refuse(f"a parameter cannot be decoded from an event: {error}", "Use types that msgspec knows.")
 
+    @property
+    def takes_event(self) -> bool:
+        """Whether its only parameter is the event itself."""
+        return self._event_parameter is not None
+
+    @property
+    def takes_whole(self) -> bool:
+        """Whether its only parameter is the event's data as a whole."""
+        return self._is_whole
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now: outside the engine a flow is plain Python."""
         return self.function(*args, **kwargs)

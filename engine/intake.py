@@ -16,6 +16,7 @@ from engine.broker import Broker, Outgoing, Partition, Record, Sink
 from engine.errors import KafkaUnavailable, RecordTooLarge
 from engine.events import Position
 from engine.logs import logger
+from engine.metrics import Counts
 from engine.settings import Settings
 from engine.states import StateChange
 from engine.stops import Stops
@@ -39,6 +40,7 @@ class Intake:
         triggers: Triggers,
         tracer: Tracer,
         on_scheduled: Callable[[Sequence[tuple[Position, StateChange]]], None],
+        counts: Counts | None = None,
     ) -> None:
         """``on_scheduled`` is told of each SCHEDULED and where on the state topic it lies, once that is certain."""
         self._settings = settings
@@ -46,6 +48,7 @@ class Intake:
         self._translator = Translator(settings, triggers, tracer)
         self._tracer = tracer
         self._on_scheduled = on_scheduled
+        self._counts = counts or Counts()
         self._source = broker.source([*triggers.topics, settings.replays_topic], group=settings.intake_group)
         #: Topics that are read no further.
         self.stops = Stops(broker, settings.dead_letters_topic, settings.dead_letter_limit)
@@ -97,6 +100,7 @@ class Intake:
         # Only now: an offset committed earlier would lose the event if we died in between.
         for one in taken:
             self._done[one.record.topic, one.record.partition] = one.record.offset + 1
+            self._counts.took(one.record.topic, [change.flow for _, change in one.scheduled], one.reasons)
         self._hand_over(taken, positions)
         if self._tracer.is_on:
             self._trace(taken, time.time())

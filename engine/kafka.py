@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from engine.broker import OnAssigned, OnRevoked, TopicSpec
 from engine.kafka_connection import KafkaConnection
+from engine.kafka_offsets import KafkaOffsets
 from engine.kafka_reader import KafkaReader
 from engine.kafka_sink import DELIVERY_SECONDS, KafkaSink
 from engine.kafka_source import KafkaSource
@@ -40,6 +41,10 @@ class KafkaBroker:
     def reader(self) -> KafkaReader:
         """A new reader of single records, which connects when it is first used."""
         return KafkaReader(self._connection)
+
+    def offset_reader(self) -> KafkaOffsets:
+        """A new reader of how groups stand, which connects when it is first used."""
+        return KafkaOffsets(self._connection)
 
     async def ensure_topics(self, topics: Sequence[TopicSpec]) -> list[str]:
         """Make the topics that are missing; answers their names. Raises KafkaUnavailable or TopicError."""

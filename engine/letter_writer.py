@@ -18,6 +18,7 @@ from engine.dead_letters import Content, Details, read_replay, write_letter
 from engine.errors import EngineError, KafkaUnavailable, RecordTooLarge, TopicError
 from engine.events import Headers, Position, Reason
 from engine.logs import logger
+from engine.metrics import Counts
 from engine.origins import fetch
 from engine.runs import FlowRun
 from engine.settings import Settings
@@ -40,12 +41,15 @@ class _Pending(msgspec.Struct, frozen=True):
 class LetterWriter:
     """Writes the letters of the flows that ask for them."""
 
-    def __init__(self, settings: Settings, broker: Broker, sink: Sink, flows: Collection[str]) -> None:
+    def __init__(
+        self, settings: Settings, broker: Broker, sink: Sink, flows: Collection[str], counts: Counts | None = None
+    ) -> None:
         """``flows`` are the names of those with ``on_failure="dead-letter"``."""
         self._settings = settings
         self._broker = broker
         self._sink = sink
         self._flows = frozenset(flows)
+        self._counts = counts or Counts()
         self._waiting: list[_Pending] = []
         self._wake = asyncio.Event()
 
@@ -109,7 +113,9 @@ class LetterWriter:
                 except RecordTooLarge:
                     await self._write_small(pending)
         for pending in batch:
-            logger.warning("dead letter", reason=_REASONS[pending.change.state].value, run_id=pending.run.run_id)
+            reason, event = _REASONS[pending.change.state].value, pending.run.event
+            self._counts.letter("" if event is None else event.topic, reason)
+            logger.warning("dead letter", reason=reason, run_id=pending.run.run_id)
 
     async def _write_small(self, pending: _Pending) -> None:
         """As much of a letter as the topic takes: without its value, then with next to nothing but where that lies."""

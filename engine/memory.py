@@ -16,7 +16,7 @@ import msgspec
 from engine.broker import OnAssigned, OnRevoked, Outgoing, Partition, Record, TopicSpec
 from engine.errors import KafkaUnavailable, RecordTooLarge, TopicError
 from engine.events import Position
-from engine.memory_reader import MemoryReader
+from engine.memory_reader import MemoryOffsets, MemoryReader
 from engine.murmur import murmur2
 
 #: Kafka's own default of max.message.bytes.
@@ -69,6 +69,10 @@ class MemoryBroker:
         """A new reader of single records."""
         return MemoryReader(lambda topic: self.topic(topic).logs)
 
+    def offset_reader(self) -> MemoryOffsets:
+        """A new reader of how groups stand."""
+        return MemoryOffsets(lambda: {name: topic.logs for name, topic in self._topics.items()}, self._committed)
+
     async def ensure_topics(self, topics: Sequence[TopicSpec]) -> list[str]:
         """Make the topics that are missing; answers their names. Raises TopicError."""
         missing = [topic for topic in topics if topic.name not in self._topics]
@@ -99,6 +103,9 @@ class MemoryBroker:
     def group(self, name: str) -> _Group:
         """A group, made when it is first asked for."""
         return self._groups.setdefault(name, _Group(asyncio.Lock()))
+
+    def _committed(self, group: str) -> dict[Partition, int]:
+        return self._groups[group].committed if group in self._groups else {}
 
     def tell(self) -> None:
         """Wake every poll: there are records, or another assignment."""

@@ -18,6 +18,7 @@ from engine.errors import KafkaUnavailable, RecordTooLarge
 from engine.events import Headers, Position
 from engine.letter_writer import LetterWriter
 from engine.logs import logger
+from engine.metrics import Counts
 from engine.oversize import smaller
 from engine.runs import FlowRun
 from engine.states import Envelope, StateChange
@@ -48,9 +49,12 @@ class _Pending(msgspec.Struct, frozen=True, gc=False):
 class Publisher:
     """Writes the state changes of one engine."""
 
-    def __init__(self, sink: Sink, topic: str, tracer: Tracer, letters: LetterWriter | None = None) -> None:
+    def __init__(
+        self, sink: Sink, topic: str, tracer: Tracer, letters: LetterWriter | None = None, counts: Counts | None = None
+    ) -> None:
         """``letters`` takes the ends before which a dead letter is to be written."""
         self._letters = letters
+        self._counts = counts or Counts()
         #: Ends that wait for their letter.
         self._held = 0
         self.untold = Untold()
@@ -79,6 +83,7 @@ class Publisher:
         on_acknowledged: Callable[[], None] | None = None,
     ) -> None:
         """Queue a change. ``parent`` is the context of the span it belongs to; ``on_acknowledged`` must not raise."""
+        self._counts.told(run, change)
         context = child_of(parent, change.run_id, change.epoch, change.seq, "send")
         value, headers = envelope.write(change, context)
         record = Outgoing(self._topic, run.record_key, value, headers, partition)

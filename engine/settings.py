@@ -18,6 +18,8 @@ from engine.secrets import Secret as Secret
 
 ENVIRONMENT_PREFIX = "ENGINE_"
 FILE_NAME = "engine.toml"
+#: Settings that a variable gives with commas between.
+_LISTS = frozenset({"handlers", "engines", "http_proxies"})
 #: Protocols of result stores in whose URLs an @ is part of the address, not of a secret.
 _STORES_WITH_USERS = frozenset({"abfs", "abfss", "az", "sftp", "ssh", "smb", "hdfs", "webhdfs"})
 
@@ -35,6 +37,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     handlers: tuple[str, ...] = ()
     #: Where the HTTP endpoint listens, ``host:port``; port 0 takes a free one; an empty text switches it off.
     http: str = "127.0.0.1:8282"
+    #: Where engines listen, ``host:port`` or URLs, for the dashboard, which asks them whether they are ready.
+    engines: tuple[str, ...] = ()
 
     #: Partitions of the state topic, fixed when it is made: they are the unit of ownership.
     state_partitions: int = 8
@@ -44,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     replication_factor: int = -1
     #: How long Kafka keeps state changes and dead letters.
     state_retention_seconds: float = 14 * 86_400.0
+    #: How long Kafka keeps what tasks and flows log.
+    logs_retention_seconds: float = 14 * 86_400.0
     #: Within this time an event's identity makes one run of a flow, not two.
     dedup_window_seconds: float = 86_400.0
     #: Stop taking in a topic when this share of its last hundred records became dead letters; 0 never stops.
@@ -71,6 +77,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     history_retention_seconds: float = 14 * 86_400.0
     #: How many runs that have ended it keeps, the latest.
     history_retention_runs: int = 1_000_000
+
+    #: Where Jaeger's pages are, e.g. ``http://127.0.0.1:16686``, for links to traces; empty for none.
+    traces: str = ""
+    #: The program of Jaeger that `engine dev --jaeger` starts; empty looks for ``jaeger`` on PATH.
+    jaeger: str = ""
 
     #: Tasks that one run may have.
     max_run_tasks: int = 100_000
@@ -105,10 +116,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: Allow plain text (and an HTTP endpoint) beyond loopback.
     allow_plaintext: bool = False
 
+    #: The token with which one may do everything over HTTP; beyond loopback the dashboard needs one, or a proxy.
+    http_token: Secret | None = None
+    #: The token with which one may look at everything.
+    http_read_token: Secret | None = None
+    #: Header in which a reverse proxy names the user it lets in, and the one with their role: ``read`` or ``operate``.
+    http_user_header: str = ""
+    http_role_header: str = ""
+    #: Addresses or networks of the proxies that are believed.
+    http_proxies: tuple[str, ...] = ()
+
     @property
     def history_path(self) -> str:
         """Where the history database lies; empty for none."""
         return self.history.removeprefix("sqlite://") if self.history.startswith("sqlite:///") else self.history
+
+    def trace_link(self, trace_id: str) -> str:
+        """Address of a trace's page; empty where there is none."""
+        return f"{self.traces.rstrip('/')}/trace/{trace_id}" if self.traces and trace_id else ""
 
     @property
     def states_topic(self) -> str:
@@ -119,6 +144,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def dead_letters_topic(self) -> str:
         """Where records go that could not become runs."""
         return f"{self.app}.dead-letters"
+
+    @property
+    def logs_topic(self) -> str:
+        """What tasks and flows log, by run."""
+        return f"{self.app}.logs"
 
     @property
     def replays_topic(self) -> str:
@@ -154,7 +184,7 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str], directory: Pa
     for name, text in environment.items():
         key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
         if name.startswith(ENVIRONMENT_PREFIX) and key in fields:
-            values[key] = [part for part in text.split(",") if part] if key == "handlers" else text
+            values[key] = [part for part in text.split(",") if part] if key in _LISTS else text
     values.update({key: value for key, value in flags.items() if value is not None})
     for key in values:
         if key not in fields:
@@ -252,6 +282,9 @@ def _convert(values: Mapping[str, Any]) -> Settings:
         protocol = settings.history_path.partition("://")[0]
         remedy = "Name a file: /var/lib/engine/history.db or sqlite:///var/lib/engine/history.db."
         raise SettingsError("history", f"{protocol}://…", "is no SQLite file", remedy)
+    if settings.traces and not re.fullmatch(r"https?://[^\s/?#@\"'<>]+(/[^\s?#\"'<>]*)?", settings.traces):
+        # It becomes part of links, whoever may have set it; a password in it would be there for all to see.
+        raise SettingsError("traces", "***", "is no plain http(s) URL", "Write http://127.0.0.1:16686, say.")
     if settings.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise SettingsError("log_level", settings.log_level, "is no such level", "Use DEBUG, INFO, WARNING or ERROR.")
     if not settings.app or not all(c.isalnum() or c in "._-" for c in settings.app):
@@ -272,6 +305,11 @@ def _check_hosts(settings: Settings) -> None:
         plain.append(("dask", urlsplit(settings.dask).hostname or ""))
     if settings.http:
         plain.append(("http", settings.http.rpartition(":")[0]))
+    plain += [
+        ("engines", urlsplit(engine if "://" in engine else f"http://{engine}").hostname or "")
+        for engine in settings.engines
+        if not engine.startswith("https://")
+    ]
     for key, host in plain:
         if not is_loopback(host):
             raise SettingsError(

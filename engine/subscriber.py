@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
@@ -10,10 +12,12 @@ from types import TracebackType
 
 from engine.broker import Broker, Partition, Record, Source
 from engine.errors import EventError
+from engine.events import Position
 from engine.kafka import KafkaBroker
 from engine.logs import logger
 from engine.settings import load
 from engine.states import Epochs, Ownership, State, StateChange, is_ownership, read, type_of
+from engine.telemetry import Tracer
 
 _POLL_SECONDS = 0.2
 _POLL_RECORDS = 1_000
@@ -92,9 +96,17 @@ class Subscription:
         states: Collection[State] = (),
         on_caught_up: Callable[[], None] | None = None,
         owned_broker: bool = False,
+        traced_as: str = "",
     ) -> None:
-        """``on_caught_up`` is called once, when all that was there at the start was read; what it raises, we raise."""
+        """``on_caught_up`` is called once, when all that was there at the start was read; what it raises, we raise.
+
+        ``traced_as`` is the name under which it is traced how long each change was dealt with, where anything is traced.
+        """
         self._broker = broker
+        self._traced_as = traced_as
+        self._tracer: Tracer | None = None
+        #: The change that is being dealt with, where it lies, and since when; None where nobody traces it.
+        self._delivered: tuple[StateChange, Position, float] | None = None
         self._owned_broker = owned_broker
         self._on_caught_up = on_caught_up
         self._ends: dict[Partition, int] = {}
@@ -114,6 +126,8 @@ class Subscription:
         if not self._is_started:
             await self._source.start()
             self._is_started = True
+            if self._traced_as and (tracer := Tracer.from_environment(self._traced_as)).is_on:
+                self._tracer = tracer
             if self._on_caught_up is not None:
                 self._ends = await self._find_ends()
         return self
@@ -130,18 +144,23 @@ class Subscription:
         return self
 
     async def __anext__(self) -> StateChange:
+        self._trace()
         if self._changes is None:
             self._changes = self._iterate()
         return await anext(self._changes)
 
     async def close(self) -> None:
         """Commit what was delivered (with a group), and disconnect."""
+        self._trace()
         if self._is_started:
             await self._commit()
             await self._source.close()
             self._is_started = False
         if self._owned_broker:
             await self._broker.close()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
+            self._tracer = None
 
     async def _iterate(self) -> AsyncIterator[StateChange]:
         await self.start()
@@ -150,6 +169,8 @@ class Subscription:
             for record in await self._source.poll(timeout_seconds=_POLL_SECONDS, max_records=_POLL_RECORDS):
                 change = self._read(record)
                 if change is not None:
+                    if self._tracer is not None:
+                        self._delivered = (change, record.position, time.time())
                     yield change
                 # After the yield: a change counts as delivered when the next one is asked for.
                 self._done[record.topic, record.partition] = record.offset + 1
@@ -179,6 +200,13 @@ class Subscription:
         )
         return change if wanted else None
 
+    def _trace(self) -> None:
+        """The change delivered last has been dealt with."""
+        if self._delivered is not None and self._tracer is not None:
+            change, position, since = self._delivered
+            self._delivered = None
+            self._tracer.receive(change, position, self._group, since, time.time())
+
     async def _assigned(self, partitions: object) -> dict[Partition, int]:
         self._known.clear()
         return {}
@@ -205,6 +233,9 @@ def subscribe(
     or ``from_beginning``. Filters are by flow names, one run, and states. Changes of one run come in order of ``seq``;
     after a restart with a group the last ones may come again.
 
+    Where the ``OTEL_*`` variables say where spans go, each change that is dealt with leaves one in its run's trace, from
+    when it was given to when the next one is asked for.
+
     Raises SettingsError at once, KafkaUnavailable and TopicError at the first change (or ``async with``).
     """
     settings = load({"app": app, "kafka": kafka}, os.environ, Path.cwd())
@@ -217,4 +248,5 @@ def subscribe(
         run_id=run_id,
         states=states,
         owned_broker=True,
+        traced_as=f"{settings.app}-subscriber",
     )

@@ -34,6 +34,8 @@ class Taken(msgspec.Struct):
     context: str = ""
     replay_of: str | None = None
     outgoing: list[Outgoing] = []
+    #: Why it became dead letters.
+    reasons: list[str] = []
     #: Each SCHEDULED with the context of its ``send``.
     scheduled: list[tuple[str, StateChange]] = []
 
@@ -165,6 +167,7 @@ class Translator:
             trace=None if replay is None else replay.trace,
             content=content,
         )
+        taken.reasons.append(details.reason)
         logger.warning("dead letter", reason=details.reason, error=error.cause, origin=str(taken.origin), flow=flow)
         return write_letter(self._settings.dead_letters_topic, details, record.key, record.value, taken.headers, limit)
 

@@ -79,6 +79,10 @@ class Waitlist:
         line = self._lines.get(flow)
         return 0 if line is None else line.weight
 
+    def begun(self) -> dict[str, tuple[int, int]]:
+        """By flow: how many runs have begun and not ended, and how many of them only wait."""
+        return {flow: (len(line.begun), len(line.parked)) for flow, line in self._lines.items()}
+
     def behind(self, partition: int, flow: str, key: str) -> int:
         """How many runs wait for an ordering key."""
         queue = self._behind.get((partition, flow, key))

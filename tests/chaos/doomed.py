@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from engine.broker import Broker, OnAssigned, OnRevoked, Outgoing, Partition, Reader, Record, Sink, Source, TopicSpec
+from engine.broker import (
+    Broker,
+    OffsetReader,
+    OnAssigned,
+    OnRevoked,
+    Outgoing,
+    Partition,
+    Reader,
+    Record,
+    Sink,
+    Source,
+    TopicSpec,
+)
 from engine.events import Position
 from engine.executor import Call, Executor, Listener, Report, Submission
 from engine.parcels import Outcome, Parcel
@@ -49,6 +61,9 @@ class DoomedBroker:
 
     def reader(self) -> Reader:
         return DoomedReader(self._inner.reader(), self._life)
+
+    def offset_reader(self) -> OffsetReader:
+        return self._inner.offset_reader()
 
     async def ensure_topics(self, topics: Sequence[TopicSpec]) -> list[str]:
         return await self._inner.ensure_topics(topics)

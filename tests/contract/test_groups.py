@@ -199,3 +199,26 @@ class TestGroups:
         while not joining.done() or not first.assignment:  # type: ignore[attr-defined]
             during += await first.poll(timeout_seconds=0.1, max_records=1)  # type: ignore[attr-defined]
         return await joining, during
+
+
+class TestOffsetReader:
+    async def test_it_tells_where_a_group_stands_without_joining_it(self, log: Log) -> None:
+        topic, group = await log.topic(2), a_group()
+        await log.write(*numbered(topic, 5, partition=0), *numbered(topic, 2, partition=1))
+        member = await log.source(topic, group=group)
+        await member.commit({(topic, 0): 3})
+        reader = log.offset_reader()
+        standing = await reader.read([group, a_group()], [])
+        assert dict(standing.committed[group]) == {(topic, 0): 3}
+        assert standing.ends == {(topic, 0): 5, (topic, 1): 2}
+        assert standing.begins == {(topic, 0): 0, (topic, 1): 0}
+        assert member.assignment == {(topic, 0), (topic, 1)}
+        await member.commit({(topic, 1): 1})
+        assert (await reader.read([group], [])).committed[group] == {(topic, 0): 3, (topic, 1): 1}
+
+    async def test_topics_are_told_of_that_no_group_reads_and_missing_ones_are_left_out(self, log: Log) -> None:
+        topic, group = await log.topic(1), a_group()
+        await log.write(*numbered(topic, 4))
+        standing = await log.offset_reader().read([group], [topic, "no-such-topic"])
+        assert (standing.ends, standing.committed) == ({(topic, 0): 4}, {group: {}})
+        assert (await log.offset_reader().read([group], ["no-such-topic"])).ends == {}

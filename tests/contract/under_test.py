@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
-from engine.broker import Broker, Outgoing, Partition, Reader, Record, Sink, Source, TopicSpec
+from engine.broker import Broker, OffsetReader, Outgoing, Partition, Reader, Record, Sink, Source, TopicSpec
 
 
 class Log:
@@ -13,7 +13,7 @@ class Log:
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
-        self._open: list[Source | Sink | Reader] = []
+        self._open: list[Source | Sink | Reader | OffsetReader] = []
 
     async def topic(self, partitions: int = 1, **config: str) -> str:
         """A new topic; settings with underscores for dots."""
@@ -43,6 +43,12 @@ class Log:
     def reader(self) -> Reader:
         """A reader of single records."""
         reader = self.broker.reader()
+        self._open.append(reader)
+        return reader
+
+    def offset_reader(self) -> OffsetReader:
+        """A reader of how groups stand."""
+        reader = self.broker.offset_reader()
         self._open.append(reader)
         return reader
 

@@ -46,6 +46,24 @@ def test_topics_and_groups_are_named_after_the_app() -> None:
     assert (shop.intake_group, shop.dispatch_group) == ("shop.intake", "shop.dispatch")
 
 
+def test_a_trace_has_a_link_where_its_pages_are_known(tmp_path: Path) -> None:
+    assert load({}, {}, tmp_path).trace_link("ab") == ""
+    for url in ("http://127.0.0.1:16686", "https://jaeger.example.com/ui/"):
+        settings = load({}, {"ENGINE_TRACES": url}, tmp_path)
+        assert settings.trace_link("ab") == f"{url.rstrip('/')}/trace/ab"
+        assert settings.trace_link("") == ""
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["javascript:alert(1)", "127.0.0.1:16686", "http://", "http://me:secret@x", "http://x/?a=b", 'http://x/">', "http://x y"],
+)
+def test_what_links_to_traces_is_a_plain_url_and_is_not_repeated(tmp_path: Path, url: str) -> None:
+    with pytest.raises(SettingsError, match=r"traces.*is no plain http\(s\) URL") as caught:
+        load({}, {"ENGINE_TRACES": url}, tmp_path)
+    assert "secret" not in str(caught.value)
+
+
 def test_an_unknown_key_of_the_file_is_named_and_the_known_ones_listed(tmp_path: Path) -> None:
     (tmp_path / "engine.toml").write_text('kafak = "127.0.0.1:1"\n')
     with pytest.raises(SettingsError, match=r"kafak.*no such setting.*kafka") as caught:
