@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from engine.awaited import AwaitedEvents
 from engine.broker import Broker, TopicSpec
+from engine.declarer import Declarer
 from engine.dispatcher import Dispatcher
 from engine.driver import Driver
 from engine.errors import DaskUnavailable, EngineError, KafkaUnavailable
@@ -17,6 +18,7 @@ from engine.flows import Flow
 from engine.gateway import Gateway
 from engine.intake import Intake
 from engine.letter_writer import LetterWriter
+from engine.log_writer import LogWriter
 from engine.logs import logger
 from engine.metrics import Counts, Gauges
 from engine.prometheus import EngineMetrics
@@ -48,9 +50,13 @@ class App:
         lettered = [name for name, flow in flows.items() if flow.on_failure is not None]
         self._letters = LetterWriter(settings, broker, self._intake_sink, lettered, counts)
         self._publisher = Publisher(self._state_sink, settings.states_topic, self._tracer, self._letters, counts)
+        self._declarer = Declarer(settings, flows, self._state_sink)
         self._events = AwaitedEvents(broker)
         driver = Driver(settings, flows, executor, self._publisher, self._tracer, self._events)
         self._waitlist = driver.waitlist
+        self._log_sink = broker.sink()
+        self._log_writer = LogWriter(settings, self._log_sink, driver.logs)
+        executor.on_logs = self._log_writer.take
         self._dispatcher = Dispatcher(settings, broker, self._state_sink, driver, self._publisher)
         # Also where no event starts anything: what was started by hand leaves letters, and takes their replays.
         offer = self._dispatcher.offer
@@ -102,6 +108,8 @@ class App:
                 publisher = group.create_task(self._publisher.run(), name="engine-publisher")
                 letters = group.create_task(self._letters.run(), name="engine-letters")
                 pulse = group.create_task(self._pulse.run(), name="engine-pulse")
+                declaring = group.create_task(self._declarer.run(), name="engine-declare")
+                logs = group.create_task(self._log_writer.run(), name="engine-logs")
                 parts = [
                     group.create_task(self._dispatcher.run(), name="engine-dispatcher"),
                     group.create_task(self._intake.run(), name="engine-intake"),
@@ -111,6 +119,8 @@ class App:
                 await asyncio.wait([stop, publisher, letters, *parts], return_when=asyncio.FIRST_COMPLETED)
                 await self._wind_down(parts)
                 pulse.cancel()
+                declaring.cancel()
+                logs.cancel()
                 letters.cancel()
                 publisher.cancel()
                 stop.cancel()
@@ -124,6 +134,7 @@ class App:
         await self._patiently(lambda: self._broker.ensure_topics(self._topics()))
         for sink in (self._intake_sink, self._state_sink):
             await self._patiently(sink.start)
+        await self._patiently(self._declarer.declare)
         await self._patiently(self._dispatcher.start)
         await self._patiently(self._intake.start)
         if self._gateway is not None:
@@ -145,12 +156,13 @@ class App:
         except TimeoutError:
             # Kafka is away: what was not told is told by the next owner, who finds the runs open.
             logger.warning("stopped without telling all", waiting_changes=self._publisher.backlog)
+        await self._log_writer.drain()
 
     async def _close(self) -> None:
         if not self._is_started and self._gateway is not None:
             await self._gateway.close()
         await self._vitals.close()
-        for sink in (self._intake_sink, self._state_sink):
+        for sink in (self._intake_sink, self._state_sink, self._log_sink):
             await sink.close()
         await self._broker.close()
         await asyncio.to_thread(self._tracer.close)
@@ -164,7 +176,10 @@ class App:
             # A dead letter is its record and a few headers more: it must fit wherever the record did.
             "max.message.bytes": str(settings.max_record_bytes + 131_072),
         }
+        # Lines are small; their records' limit is Kafka's own, whatever that of state changes is.
+        logs = {"retention.ms": str(int(settings.logs_retention_seconds * 1000))}
         own = [
+            TopicSpec(settings.logs_topic, settings.event_partitions, replicas, logs),
             TopicSpec(settings.states_topic, settings.state_partitions, replicas, config),
             TopicSpec(settings.dead_letters_topic, settings.event_partitions, replicas, config),
             # One partition: replays are few, and keep the order in which they were asked for.

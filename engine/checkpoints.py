@@ -19,7 +19,7 @@ from engine.events import Headers
 from engine.runs import FlowRun, TaskRun
 from engine.seen import IdBlock
 from engine.shelf import Lane
-from engine.states import CHECKPOINT, Origin, State, StateChange, type_of, write_own
+from engine.states import CHECKPOINT, Origin, Reuse, State, StateChange, type_of, write_own
 
 PART = f"{CHECKPOINT}_part"
 IDS = "engine.ids"
@@ -104,11 +104,13 @@ class _Run(msgspec.Struct, frozen=True, omit_defaults=True):
     seq: int
     attempt: int = 0
     running_at: float = 0.0
+    began_at: float = 0.0
     tasks: dict[str, TaskRun] = {}
     ended: list[tuple[str, float]] = []
     called: dict[str, str] = {}
     handled: set[str] = set()
     cancelled: str | None = None
+    reuse: Reuse | None = None
 
 
 _held = attrgetter(*_Run.__struct_fields__)

@@ -26,20 +26,33 @@ _COMMANDS = {
     "demo": ("engine.cli_demo:demo", "See it work: real flights through a real Kafka and real Dask workers."),
     "dev": ("engine.cli_dev:dev", "Run it all on this machine: Kafka, Dask workers and the engine, with reload."),
     "run": ("engine.cli_run:run", "Run the engine alone, against a Kafka and a Dask that run already."),
+    "notify": ("engine.cli_notify:notify", "Tell people and programs of state changes, as flows, tasks and rules ask for."),
+    "dashboard": ("engine.cli_dashboard:dashboard", "See it all: serve the pages and the API, and keep the history."),
     "doctor": ("engine.cli_doctor:doctor", "Check Kafka, Dask and the handlers; name the remedy of what is wrong."),
 }
 _GROUPS = {
-    "events": ("Send events.", {"send": ("engine.cli_events:send", "Send one event, or a file of them, to a topic.")}),
+    "events": (
+        "Send events, and see what became of them.",
+        {
+            "send": ("engine.cli_events:send", "Send one event, or a file of them, to a topic."),
+            "ls": ("engine.cli_event_lists:ls", "List the last events of a topic: the runs each made, or why none."),
+            "tail": ("engine.cli_event_lists:tail", "Show the last events of a topic, and with --follow those that come."),
+        },
+    ),
     "states": ("See state changes.", {"tail": ("engine.cli_states:tail", "Show state changes as they happen.")}),
     "runs": (
         "Look at runs, and repeat them.",
         {
             "ls": ("engine.cli_run_lists:ls", "List runs, the newest first."),
             "show": ("engine.cli_run_lists:show", "Show one run: its tasks with their attempts, and its state changes."),
+            "logs": ("engine.cli_logs:logs", "Show what the tasks and the flow of a run have logged."),
             "watch": ("engine.cli_runs:watch", "Follow one run; exits with its fate."),
-            "cancel": ("engine.cli_cancel:cancel", "Stop an open run and all its tasks."),
-            "retry": ("engine.cli_repeats:retry", "Run again what ended FAILED, CRASHED or CANCELLED, as a new run."),
-            "rerun": ("engine.cli_repeats:rerun", "Run again what has ended, however it did, as a new run."),
+            "cancel": ("engine.cli_cancel:cancel", "Stop open runs and all their tasks."),
+            "retry": ("engine.cli_repeats:retry", "Run again what ended FAILED, CRASHED or CANCELLED, as new runs."),
+            "rerun": (
+                "engine.cli_repeats:rerun",
+                "Run again what has ended, however it did, as a new run; all of it, or from a task.",
+            ),
         },
     ),
     "dead-letters": (
@@ -60,10 +73,11 @@ _GROUPS = {
         },
     ),
     "flows": (
-        "Look at the flows of the handlers.",
+        "Look at flows, and start runs of them.",
         {
             "ls": ("engine.cli_flows:ls", "List the flows that the handlers declare, and their triggers."),
             "show": ("engine.cli_flows:show", "Show one flow: its triggers and the schema of its parameters."),
+            "run": ("engine.cli_flow_starts:run", "Start a run by hand."),
         },
     ),
 }

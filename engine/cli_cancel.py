@@ -1,56 +1,55 @@
-"""``engine runs cancel``: asks the owner of a run to end it, by a record on the state topic."""
+"""``engine runs cancel``: asks the owners of runs to end them, by records on the state topic."""
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from engine import logs
-from engine.broker import Outgoing
-from engine.cancellations import CANCELLED, MAX_REASON, Cancellation, write_cancellation
-from engine.cli_flags import AppFlag, JsonFlag, KafkaFlag, settings_of
+from engine.cancellations import CANCELLED
+from engine.cli_actions import FlowsFlag, LimitFlag, SinceFlag, StatesFlag, YesFlag, acting, choice_of, confirm
+from engine.cli_flags import AppFlag, HistoryFlag, JsonFlag, KafkaFlag, settings_of
+from engine.cli_histories import history_of
 from engine.cli_output import json_text, put, say
-from engine.command_errors import AlreadyEnded, NotFound
-from engine.kafka import KafkaBroker
-from engine.repeats import history_of
-from engine.states import utc
+from engine.states import State
 
 
 async def cancel(
-    run_id: Annotated[str, Parameter(help="The whole id of the run.")],
+    run_id: Annotated[
+        str | None, Parameter(help="The whole id of a run; without it, all open ones that filters choose.")
+    ] = None,
     *,
     reason: Annotated[str, Parameter(help="Stands in the states of the run.")] = CANCELLED,
+    flow: FlowsFlag = None,
+    state: StatesFlag = None,
+    since: SinceFlag = None,
+    limit: LimitFlag = None,
+    yes: YesFlag = False,
+    history: HistoryFlag = None,
     app: AppFlag = None,
     kafka: KafkaFlag = None,
     json: JsonFlag = False,
 ) -> None:
     """Stop a run: its running tasks are stopped, nothing more of it begins, and all that is open of it ends CANCELLED."""
-    logs.configure()
-    settings = settings_of(app=app, kafka=kafka)
-    broker = KafkaBroker(settings)
-    sink = broker.sink()
-    try:
-        await sink.start()
-        history = await history_of(settings, broker, run_id)
-        if history.scheduled is None:
-            raise NotFound(
-                "run", run_id, f"Its changes may have expired, or it belongs to another app than {settings.app} (--app)."
-            )
-        if history.end is not None:
-            raise AlreadyEnded(run_id, history.end)
-        value, headers = write_cancellation(
-            settings.app, Cancellation(run_id, utc(time.time()), reason[:MAX_REASON] or CANCELLED)
-        )
-        scheduled = history.scheduled
-        key = (scheduled.key if scheduled.key is not None else run_id).encode()
-        await sink.write([Outgoing(settings.states_topic, key, value, headers, history.partition)])
-    finally:
-        await sink.close()
-        await broker.close()
-    if json:
-        put(json_text({"run_id": run_id, "cancelling": True}))
+    choice = choice_of(run_id, flow, state, since, limit)
+    settings = settings_of(app=app, kafka=kafka, history=history)
+    if run_id is not None:
+        async with acting(settings) as actions:
+            await actions.cancel(run_id, reason)
+        run_ids = [run_id]
     else:
-        put(run_id)
-        say(f"its engine ends it; see it end: engine runs watch {run_id}")
+        async with history_of(settings) as found:
+            rows = choice.rows(found, [state for state in State if not state.is_end])
+        rows = [row for row in rows if not State(row.state).is_end]
+        if not confirm("cancelled", rows, yes=yes):
+            say("nothing was cancelled" if rows else "no such open runs")
+            return
+        async with acting(settings) as actions:
+            await actions.cancel_all(rows, reason)
+        run_ids = [row.run_id for row in rows]
+    for one in run_ids:
+        put(json_text({"run_id": one, "cancelling": True}) if json else one)
+    if not json and len(run_ids) == 1:
+        say(f"its engine ends it; see it end: engine runs watch {run_ids[0]}")
+    elif not json:
+        say(f"{len(run_ids):,} runs; see them end: engine states tail")

@@ -16,8 +16,10 @@ from cyclopts import Parameter
 from engine.cli_flags import AppFlag, DaskFlag, HandlersFlag, HttpFlag, JsonFlag, KafkaFlag, settings_of
 from engine.cli_output import json_text, put, say
 from engine.dask_processes import default_workers
-from engine.devstack import DevStack
+from engine.devstack import DASHBOARD, DevStack
 from engine.handler_paths import import_paths, watched_paths
+from engine.hook_loader import load_addressees
+from engine.jaeger_process import find_jaeger
 from engine.loader import load
 from engine.log_follower import LogFollower
 from engine.settings import Settings
@@ -37,13 +39,14 @@ async def dev(
     workers: Annotated[int | None, Parameter(help="Dask workers, two threads each; one per core unless given.")] = None,
     kafka_port: Annotated[int | None, Parameter(help="Port of the Kafka that is started.")] = None,
     fresh: Annotated[bool, Parameter(negative=(), show_default=False, help="Start with empty topics.")] = False,
+    jaeger: Annotated[bool, Parameter(negative=(), show_default=False, help="Start Jaeger, too, and trace it all.")] = False,
     reload: Annotated[bool, Parameter(help="Load handlers anew when their files change.")] = True,
     json: JsonFlag = False,
 ) -> None:
     """Run Kafka, Dask workers, the engine and its HTTP endpoint on this machine, until Ctrl-C stops them all, in order.
 
     --kafka and --dask use what runs already. Data stays in the user's cache folder between starts (--fresh empties it).
-    With --json: one line {"kafka", "dask", "http", "pid"} on standard output when all is ready, nothing else there.
+    With --json: one line {"kafka", "dask", "http", "jaeger", "otlp", "pid"} on standard output when all is ready.
     """
     # Kafka and Dask by flag alone: what engine.toml names is likely the production's, and this starts its own.
     settings = settings_of(app=app, kafka=kafka or _USUAL.kafka, dask=dask or _USUAL.dask, handlers=handlers, http=http)
@@ -51,6 +54,8 @@ async def dev(
     # Before anything is started: what is wrong with a handler is said at once.
     flows = load(settings.handlers)
     options = _options(settings, kafka, dask, workers, kafka_port, fresh, reload)
+    if jaeger:
+        options = msgspec.structs.replace(options, jaeger=find_jaeger(settings.jaeger))
     began = asyncio.get_running_loop().time()
     following: asyncio.Task[None] | None = None
     try:
@@ -58,7 +63,9 @@ async def dev(
         following = asyncio.create_task(LogFollower(stack.directory / "logs" / "engine.log").run(), name="dev-log")
         async with stack:
             if json:
-                put(json_text({"kafka": stack.kafka, "dask": stack.dask, "http": stack.http or None, "pid": os.getpid()}))
+                jaeger_url, otlp = (stack.jaeger.url, stack.jaeger.otlp) if stack.jaeger else (None, None)
+                where = {"kafka": stack.kafka, "dask": stack.dask, "http": stack.http or None, "jaeger": jaeger_url}
+                put(json_text(where | {"otlp": otlp, "pid": os.getpid()}))
             _tell(stack, settings, len(flows), asyncio.get_running_loop().time() - began)
             await stack.wait()
     finally:
@@ -106,8 +113,18 @@ def _options(
     path = settings.history_path or str(made.data_directory() / "history.db")
     # Kafka's own topics are emptied with --fresh, those of another one are not.
     again = ("--fresh",) if fresh and kafka is None else ()
-    history = _engine("history", "run", "--app", settings.app, "--history", path, again)
-    return msgspec.structs.replace(made, companions={"history": history})
+    companions = _companions(settings, ("--app", settings.app, "--history", path, *again))
+    # Beside nothing that is to be told it would only take memory; a reload may bring something.
+    notify = {"notify": _engine("notify", settings.handlers, "--app", settings.app, "--skip-unusable")}
+    companions |= notify if load_addressees(settings).targets else {}
+    return msgspec.structs.replace(made, companions=companions, reloaded=notify)
+
+
+def _companions(settings: Settings, where: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The dashboard, which fills the history; the history alone where HTTP is off."""
+    if not settings.http:
+        return {"history": _engine("history", "run", where)}
+    return {DASHBOARD: _engine("dashboard", where, "--log", "console" if sys.stderr.isatty() else "json")}
 
 
 def _usual_handlers() -> tuple[str, ...]:
@@ -137,11 +154,12 @@ def _tell(stack: DevStack, settings: Settings, flows: int, seconds: float) -> No
         if settings.handlers
         else "no handlers; name some to run flows"
     )
+    jaeger = f"  Jaeger {stack.jaeger.url} (spans: OTLP/HTTP at {stack.jaeger.otlp})\n" if stack.jaeger else ""
     say(
         f"\nReady after {seconds:.1f} s: {what}\n"
         f"  Kafka  {stack.kafka}\n"
         f"  Dask   {stack.dask}\n"
-        f"  HTTP   {stack.http or 'off'}\n"
+        f"  HTTP   {stack.http or 'off'}\n{jaeger}"
         f"  data   {stack.directory}\n"
         f"In another terminal: engine states tail{where}\n"
         f"                     engine doctor{where}{cluster}{''.join(f' {name}' for name in settings.handlers)}\n"

@@ -1,7 +1,8 @@
-"""``engine flows ls`` and ``show``: what the handlers declare; needs neither Kafka nor Dask."""
+"""``engine flows ls`` and ``show``: what the handlers declare, or where none are named, what the history says engines have."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,17 +13,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engine.cli_flags import HandlersFlag, JsonFlag, settings_of
+from engine.cli_flags import AppFlag, HandlersFlag, HistoryFlag, JsonFlag, settings_of
+from engine.cli_histories import histories_of
 from engine.cli_output import json_text, put, say
 from engine.command_errors import NotFound
-from engine.flows import Flow, On
+from engine.declarations import Declaration, Trigger, declare
 from engine.loader import load
+from engine.settings import Settings
+from engine.states import utc
 from engine.terminal import printable
 
 
-def ls(handlers: HandlersFlag = None, *, json: JsonFlag = False) -> None:
-    """List the flows that the handlers declare: signature, triggers and where each stands."""
-    flows = load(settings_of(handlers=handlers).handlers)
+def ls(handlers: HandlersFlag = None, *, history: HistoryFlag = None, app: AppFlag = None, json: JsonFlag = False) -> None:
+    """List flows: signature, triggers and where each stands. Of the handlers, or else of the engines in the history."""
+    flows = _declared(settings_of(handlers=handlers, history=history, app=app))
     if json:
         for flow in flows.values():
             put(json_text(_description(flow)))
@@ -35,7 +39,7 @@ def ls(handlers: HandlersFlag = None, *, json: JsonFlag = False) -> None:
         table.add_column(column, overflow="fold")
     for flow in flows.values():
         table.add_row(
-            Text(_signature(flow), "bold"),
+            Text(printable(flow.signature), "bold"),
             Text("\n".join(_trigger(trigger) for trigger in flow.triggers) or "nothing", "cyan"),
             Text(_place(flow), "dim"),
         )
@@ -46,52 +50,54 @@ def show(
     name: Annotated[str, Parameter(help="Name of the flow.")],
     handlers: HandlersFlag = None,
     *,
+    history: HistoryFlag = None,
+    app: AppFlag = None,
     json: JsonFlag = False,
 ) -> None:
     """Show one flow: signature, triggers, place, and the JSON schema of its parameters."""
-    flows = load(settings_of(handlers=handlers).handlers)
+    flows = _declared(settings_of(handlers=handlers, history=history, app=app))
     flow = flows.get(name)
     if flow is None:
         known = f"Known: {', '.join(sorted(flows))}." if flows else "No handlers are loaded: name them, or set ENGINE_HANDLERS."
         raise NotFound("flow", name, known)
-    data = _schema(flow.data_type)
     if json:
-        put(json_text(_description(flow) | {"parameters": _schema(flow.parameters_type), "data": data}))
+        put(json_text(_description(flow) | {"parameters": flow.parameters, "data": flow.data}))
         return
     console = Console(highlight=False, soft_wrap=True)
-    console.print(Text(_signature(flow), "bold"))
-    if flow.__doc__:
-        console.print(Text("\n".join(printable(line.strip()) for line in flow.__doc__.strip().splitlines()), "dim"))
+    console.print(Text(printable(flow.signature), "bold"))
+    if flow.doc:
+        console.print(Text("\n".join(printable(line) for line in flow.doc.splitlines()), "dim"))
     for trigger in flow.triggers:
         console.print(Text.assemble("started by  ", (_trigger(trigger), "cyan")))
     console.print(Text.assemble("declared    ", _place(flow)))
     console.print(Text("the data of its events, as JSON schema:"))
-    console.print(Text(msgspec.json.format(msgspec.json.encode(data)).decode()))
+    console.print(Text(msgspec.json.format(msgspec.json.encode(flow.data)).decode()))
 
 
-def _description(flow: Flow[..., Any]) -> dict[str, Any]:
-    file, line = flow.place
+def _declared(settings: Settings) -> dict[str, Declaration]:
+    histories = histories_of(settings)
+    if settings.handlers or histories is None:
+        return {name: declare(flow, utc(time.time())) for name, flow in load(settings.handlers).items()}
+    with histories() as history:
+        return {flow.name: flow for flow in history.declarations()}
+
+
+def _description(flow: Declaration) -> dict[str, Any]:
     return {
         "flow": flow.name,
-        "signature": _signature(flow),
+        "signature": printable(flow.signature),
         "triggers": [_described(trigger) for trigger in flow.triggers],
-        "file": file,
-        "line": line,
+        "file": flow.file,
+        "line": flow.line,
     }
 
 
-def _described(trigger: On) -> dict[str, str]:
-    parts = {
-        "topic": trigger.topic,
-        "type": trigger.type,
-        "source": trigger.source,
-        "where": _function(trigger.where),
-        "key": _function(trigger.key),
-    }
-    return {name: text for name, text in parts.items() if text is not None}
+def _described(trigger: Trigger) -> dict[str, str]:
+    found: dict[str, str] = msgspec.to_builtins(trigger)
+    return found
 
 
-def _trigger(trigger: On) -> str:
+def _trigger(trigger: Trigger) -> str:
     described = _described(trigger)
     topic = described.pop("topic")
     return printable(" ".join([topic, *_assignments(described.items())]))
@@ -101,36 +107,7 @@ def _assignments(items: Iterable[tuple[str, str]]) -> list[str]:
     return [f"{name}={text}" for name, text in items]
 
 
-def _function(function: Any) -> str | None:
-    """Where a predicate stands: a lambda has no better name than its line."""
-    if function is None:
-        return None
-    code = getattr(function, "__code__", None)
-    name = getattr(function, "__name__", type(function).__name__)
-    return f"line {code.co_firstlineno}" if name == "<lambda>" and code is not None else str(name)
-
-
-def _schema(type: Any) -> dict[str, Any]:
-    try:
-        return msgspec.json.schema(type)
-    except TypeError as error:
-        # It decodes, but has no schema (a type with rules of its own): then that is what there is to say.
-        return {"description": str(error)}
-
-
-def _signature(flow: Flow[..., Any]) -> str:
-    # Annotations are strings where the module postpones them, and repr would show them quoted.
-    parameters = [
-        f"{parameter.name}: {parameter.annotation}"
-        if isinstance(parameter.annotation, str) and parameter.default is parameter.empty
-        else str(parameter)
-        for parameter in flow.signature.parameters.values()
-    ]
-    return printable(f"{flow.name}({', '.join(parameters)})")
-
-
-def _place(flow: Flow[..., Any]) -> str:
-    file, line = flow.place
-    path = Path(file)
+def _place(flow: Declaration) -> str:
+    path = Path(flow.file)
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return printable(f"{shown}:{line}")
+    return printable(f"{shown}:{flow.line}")

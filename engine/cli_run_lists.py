@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+import asyncio
+import io
 from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.live import Live
 
-from engine import logs
 from engine.cli_flags import AppFlag, HistoryFlag, JsonFlag, KafkaFlag, settings_of
+from engine.cli_histories import history_of, looking
 from engine.cli_output import json_text, put, say
 from engine.cli_run_views import (
     change_as_data,
@@ -25,19 +25,16 @@ from engine.cli_run_views import (
 from engine.cli_times import time_of
 from engine.command_errors import NotFound, UsageError
 from engine.errors import EventError
-from engine.history import History, RunFilter
-from engine.history_store import IN_MEMORY, HistoryStore
-from engine.kafka import KafkaBroker
-from engine.projector import Projector
-from engine.settings import Settings
+from engine.history import Page, RunFilter
+from engine.history_schema import RunRow
 from engine.states import State
 from engine.terminal import printable_lines
 
-#: Without a database so many records are read of each topic, the latest: some seconds.
-LAST_RECORDS = 200_000
 #: Of one run; --json has all of them.
 _TASKS_SHOWN, _CHANGES_SHOWN = 200, 200
 _ALL = 1_000_000
+#: Between two looks of --watch.
+_LOOK_SECONDS = 2.0
 
 
 async def ls(
@@ -48,6 +45,9 @@ async def ls(
     since: Annotated[str | None, Parameter(help="Only runs scheduled since then: a time, or 30m, 2h, 7d ago.")] = None,
     limit: Annotated[int, Parameter(help="At most so many, the newest first.")] = 50,
     cursor: Annotated[str | None, Parameter(help="Go on behind the run with this cursor.")] = None,
+    watch: Annotated[
+        bool, Parameter(negative=(), show_default=False, help="Look again and again; with --json what is new or has changed.")
+    ] = False,
     history: HistoryFlag = None,
     app: AppFlag = None,
     kafka: KafkaFlag = None,
@@ -58,21 +58,42 @@ async def ls(
     wanted = RunFilter(
         flows=tuple(flow or ()), states=tuple(state or ()), key=key, since=None if begin is None else begin.timestamp()
     )
-    async with _history(settings_of(app=app, kafka=kafka, history=history)) as found:
-        try:
-            page = found.runs(wanted, cursor=cursor, limit=max(1, limit))
-        except EventError as error:
-            raise UsageError("--cursor", error.cause, "Take it from the line of a run, or from the end of a list.") from error
-    if json:
-        for run in page.items:
-            put(json_text(run_as_data(run)))
-        return
+    seen: dict[str, int] = {}
+    async with looking(settings_of(app=app, kafka=kafka, history=history)) as look:
+        with _screen(is_on=watch and not json) as screen:
+            while True:
+                try:
+                    page = look.history.runs(wanted, cursor=cursor, limit=max(1, limit))
+                except EventError as error:
+                    remedy = "Take it from the line of a run, or from the end of a list."
+                    raise UsageError("--cursor", error.cause, remedy) from error
+                if json:
+                    for run in [run for run in page.items if seen.get(run.run_id) != run.seq]:
+                        put(json_text(run_as_data(run)))
+                elif watch:
+                    screen.update(runs_as_table(page.items), refresh=True)
+                else:
+                    _print(page, is_filtered=wanted != RunFilter() or cursor is not None)
+                if not watch:
+                    return
+                seen = {run.run_id: run.seq for run in page.items}
+                await asyncio.sleep(_LOOK_SECONDS)
+                await look.again()
+
+
+def _print(page: Page[RunRow], *, is_filtered: bool) -> None:
     if page.items:
         Console(highlight=False).print(runs_as_table(page.items))
     else:
-        say("no such runs" if wanted != RunFilter() or cursor else "no runs yet; `engine events send` starts some")
+        say("no such runs" if is_filtered else "no runs yet; `engine events send` starts some")
     if page.cursor is not None:
         say(f"there are more: --cursor {page.cursor}")
+
+
+def _screen(*, is_on: bool) -> Live:
+    """What shows a list that changes; where it is off, or output is no terminal, nothing moves."""
+    console = Console(highlight=False) if is_on else Console(file=io.StringIO())
+    return Live(console=console, auto_refresh=False, vertical_overflow="crop")
 
 
 async def show(
@@ -85,7 +106,7 @@ async def show(
 ) -> None:
     """Show one run: its own facts, its task runs with their attempts, its state changes. Exits 3 when there is no such run."""
     settings = settings_of(app=app, kafka=kafka, history=history)
-    async with _history(settings) as found:
+    async with history_of(settings) as found:
         run = found.run(run_id)
         if run is None:
             remedy = f"`engine runs ls` lists those that are kept; it may belong to another app than {settings.app} (--app)."
@@ -112,26 +133,3 @@ async def show(
             f"shown: {len(tasks)} of {run.tasks} task runs, {len(changes)} of {run.seq + 1} changes;"
             " --json has all that are kept"
         )
-
-
-@asynccontextmanager
-async def _history(settings: Settings) -> AsyncIterator[History]:
-    logs.configure(level="WARNING")
-    if _is_file(settings.history_path):
-        with History.open(settings.history_path) as found:
-            yield found
-        return
-    broker = KafkaBroker(settings)
-    projector = Projector(settings, broker, store := HistoryStore(IN_MEMORY, settings.app), last_records=LAST_RECORDS)
-    try:
-        records = await projector.catch_up()
-        if projector.is_cut:
-            say(f"no history database (setting history): read the last {records:,} records alone; older runs are missing")
-        yield History(store.connection, IN_MEMORY)
-    finally:
-        await projector.close()
-        await broker.close()
-
-
-def _is_file(path: str) -> bool:
-    return bool(path) and Path(path).is_file()

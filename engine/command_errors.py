@@ -31,6 +31,25 @@ class StackError(EngineError):
         return f"{self.part}: {self.cause}. {self.remedy}"
 
 
+class JaegerMissing(EngineError):
+    """Raised when `engine dev --jaeger` finds no Jaeger. Nothing was started; the text says how to get one."""
+
+    exit_code = 2
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return (
+            f"cannot start Jaeger: {self.cause}. Download the release of Jaeger v2 for your machine from "
+            "https://www.jaegertracing.io/download/ and put its program `jaeger` on PATH, or name it: "
+            'jaeger = "/path/to/jaeger" in engine.toml, or ENGINE_JAEGER. With Go 1.24 or newer it can be built: README.md, '
+            "'See traces in Jaeger'. With Docker: `docker compose up -d jaeger`, then "
+            "`OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 engine dev` without --jaeger."
+        )
+
+
 class InterruptedStartError(EngineError):
     """Raised when Ctrl-C or SIGTERM comes before the development stack is up. All that was started is stopped."""
 
@@ -64,6 +83,19 @@ class NotFound(EngineError):
 
     def __str__(self) -> str:
         return f"no {self.what} {self.name!r}. {self.remedy}"
+
+
+class ParametersError(EngineError):
+    """Raised when a flow is to be started by hand with parameters that it does not take. No run was made."""
+
+    exit_code = 2
+
+    def __init__(self, flow: str, cause: str, remedy: str) -> None:
+        super().__init__(flow, cause, remedy)
+        self.flow, self.cause, self.remedy = flow, cause, remedy
+
+    def __str__(self) -> str:
+        return f"parameters of the flow {self.flow}: {self.cause}. {self.remedy}"
 
 
 class NotRepeatable(EngineError):
@@ -110,3 +142,27 @@ class HandlerError(EngineError):
 
     def __str__(self) -> str:
         return f"handler {self.handler}: {self.cause}. {self.remedy}"
+
+
+class TargetError(EngineError):
+    """Raised when a target of notifications cannot be used, before anything is told. The text shows no address."""
+
+    exit_code = 2
+
+    def __init__(self, target: str, cause: str, remedy: str) -> None:
+        super().__init__(target, cause, remedy)
+        self.target, self.cause, self.remedy = target, cause, remedy
+
+    def __str__(self) -> str:
+        return f"{self.target}: {self.cause}. {self.remedy}"
+
+
+class NotDelivered(EngineError):
+    """Raised when a target did not take a notice. The notifier tries again, later, unless ``is_final``."""
+
+    def __init__(self, cause: str, is_final: bool, retry_after_seconds: float | None) -> None:
+        super().__init__(cause, is_final, retry_after_seconds)
+        self.cause, self.is_final, self.retry_after_seconds = cause, is_final, retry_after_seconds
+
+    def __str__(self) -> str:
+        return self.cause

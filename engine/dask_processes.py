@@ -162,6 +162,12 @@ async def get(host: str, port: int, path: str) -> tuple[int, bytes]:
         return 0, b""  # Not up, or not what was expected there: the caller asks again or gives up.
 
 
+async def answers(address: str, path: str) -> bool:
+    """Whether a GET to ``host:port`` is answered with 200; where no address is given, nothing has to."""
+    host, _, port = address.rpartition(":")
+    return not port or (await get(host.strip("[]"), int(port), path))[0] == 200
+
+
 def _read(file: Path) -> _SchedulerInfo | None:
     """None until the scheduler has written its file, whole."""
     try:

@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,19 +17,20 @@ import msgspec
 
 from engine.apache import ApacheKafka
 from engine.command_errors import InterruptedStartError, StackError
-from engine.dask_processes import SCHEDULER, WORKER_PREFIX, DaskProcesses, get
+from engine.dask_processes import SCHEDULER, WORKER_PREFIX, DaskProcesses, answers
 from engine.errors import EngineError
+from engine.jaeger_process import JAEGER, JaegerProcess
 from engine.processes import ChildProcess, Children, run_to_end
 from engine.stack_lock import StackLock
-from engine.stack_options import StackOptions
+from engine.stack_options import StackOptions, free_address
+from engine.stack_restarts import StackRestarts
+from engine.stack_signals import StackSignals
 
 #: Says what happens, for a person to read.
 Report = Callable[[str], None]
 
-#: Name of the engine's process.
-ENGINE = "engine"
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Name of the engine's process, and of the companion that answers HTTP in its place, once it is there.
+ENGINE, DASHBOARD = "engine", "dashboard"
 
 
 class _Ended(msgspec.Struct, frozen=True):
@@ -57,16 +57,21 @@ class DevStack:
         self._environment = options.process_environment()
         self._kafka: ApacheKafka | None = None
         self._dask: DaskProcesses | None = None
+        #: None where there is none.
+        self.jaeger: JaegerProcess | None = None
+        if options.jaeger is not None:
+            self.jaeger = JaegerProcess(self._children, self.directory, options.jaeger, options.start_seconds, report)
         self._http = options.http
+        #: Where the engine itself listens: behind a dashboard at a port of its own.
+        self._engine_http = options.http
         self._changed: set[str] = set()
-        self._backoff: dict[str, float] = {}
-        self._started_at: dict[str, float] = {}
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        again = options.backoff_seconds, options.backoff_limit_seconds
+        self._restarts = StackRestarts(*again, lambda name: self._happenings.put_nowait(_Due(name)))
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._failure: EngineError | None = None
         self._lock = StackLock(self.directory, options.app)
-        self._old_handlers: dict[signal.Signals, Any] = {}
+        self._signals = StackSignals()
 
     @property
     def kafka(self) -> str:
@@ -80,7 +85,7 @@ class DevStack:
 
     @property
     def http(self) -> str:
-        """``http://host:port`` of the engine; empty where there is none."""
+        """``http://host:port`` of the dashboard, or of the engine where there is none; empty where it is off."""
         return f"http://{self._http}" if self._http and self._options.engine else ""
 
     @property
@@ -91,7 +96,8 @@ class DevStack:
 
     async def __aenter__(self) -> DevStack:
         """Start everything. Raises StackError, ApacheError, or InterruptedStartError on Ctrl-C; then nothing is left."""
-        self._handle_signals()
+        if self._options.signals:
+            self._signals.take(self.stop)
         starting = asyncio.create_task(self._start(), name="stack-start")
         interrupted = asyncio.create_task(self._stopping.wait(), name="stack-interrupted")
         try:
@@ -141,24 +147,41 @@ class DevStack:
         self._lock.take()
         shutil.rmtree(self.directory / "logs", ignore_errors=True)
         if self._options.engine and self._http:
-            self._http = self._options.free_http()
+            self._http = self._engine_http = free_address(self._options.http)
+            if DASHBOARD in self._options.companions:
+                self._engine_http = free_address("127.0.0.1:0")
         # Kafka's start is mostly waiting, so Dask starts meanwhile.
         kafka = asyncio.create_task(self._start_kafka(), name="stack-start-kafka")
         try:
+            if self.jaeger is not None:  # before those that have traces to send, and learn where to
+                self._environment |= await self.jaeger.start(self._environment)
             await self._start_dask()
         except BaseException:  # whatever it was goes on up; nothing half started stays behind
             kafka.cancel()
             await asyncio.gather(kafka, return_exceptions=True)
             raise
         await kafka
-        if self._options.engine is not None:
-            await self._start_engine(self._options.engine)
-        for name in self._options.companions:
-            await self._start_companion(name)
+        # What runs beside the engine starts meanwhile; it waits for the engine's topics by itself.
+        companions = [asyncio.create_task(self._start_companion(name)) for name in self._options.companions]
+        try:
+            if self._options.engine is not None:
+                await self._start_engine(self._options.engine)
+            await asyncio.gather(*companions)
+        except BaseException:  # whatever it was goes on up; nothing half started stays behind
+            for starting in companions:
+                starting.cancel()
+            await asyncio.gather(*companions, return_exceptions=True)
+            raise
 
     async def _start_companion(self, name: str) -> None:
         addresses = {"ENGINE_KAFKA": self.kafka, "ENGINE_DASK": self.dask}
-        await self._children.launch(name, self._options.companions[name], self._environment | addresses)
+        if name != DASHBOARD:
+            await self._children.launch(name, self._options.beside[name], self._environment | addresses)
+            return
+        addresses |= {"ENGINE_HTTP": self._http, "ENGINE_ENGINES": self._engine_http}
+        child = await self._children.launch(name, self._options.beside[name], self._environment | addresses)
+        await child.until(lambda: answers(self._http, "/readyz"), self._options.start_seconds)
+        self._report(f"dashboard: ready at {self.http}")
 
     async def _start_kafka(self) -> None:
         if self._options.kafka is not None:
@@ -196,15 +219,11 @@ class DevStack:
 
     async def _start_engine(self, command: tuple[str, ...]) -> None:
         began = time.monotonic()
-        addresses = {"ENGINE_KAFKA": self.kafka, "ENGINE_DASK": self.dask, "ENGINE_HTTP": self._http}
+        addresses = {"ENGINE_KAFKA": self.kafka, "ENGINE_DASK": self.dask, "ENGINE_HTTP": self._engine_http}
         child = await self._children.launch(ENGINE, command, self._environment | addresses)
-        host, _, port = self._http.rpartition(":")
-
-        async def is_ready() -> bool:
-            return not port or (await get(host.strip("[]"), int(port), "/readyz"))[0] == 200
-
-        await child.until(is_ready, self._options.start_seconds)
-        self._report(f"engine: ready{f' at {self.http}' if port else ''} ({time.monotonic() - began:.1f} s)")
+        await child.until(lambda: answers(self._engine_http, "/readyz"), self._options.start_seconds)
+        where = f" at http://{self._engine_http}" if self._engine_http else ""
+        self._report(f"engine: ready{where} ({time.monotonic() - began:.1f} s)")
 
     async def _supervise(self) -> None:
         while True:
@@ -220,7 +239,7 @@ class DevStack:
             except EngineError as error:
                 # What did not come up has ended, or never will be ready; either way its turn comes again.
                 self._report(str(error))
-                self._schedule(error.part if isinstance(error, StackError) else ENGINE)
+                self._restarts.schedule(error.part if isinstance(error, StackError) else ENGINE)
 
     def _on_end(self, child: ChildProcess) -> None:
         if self._children.get(child.name) is not child:
@@ -228,32 +247,24 @@ class DevStack:
         scheduler = self._children.get(SCHEDULER)
         if child.name.startswith(WORKER_PREFIX) and (scheduler is None or scheduler.exit_code is not None):
             return  # It ended because its scheduler did, with which it starts again.
-        if child.name == ENGINE or child.name in self._options.companions:
+        if child.name in (ENGINE, JAEGER) or child.name in self._options.beside:
             self._report(f"{child.name}: ended with code {child.exit_code}; its log ends with:\n{child.tail()}")
         else:
             self._report(f"Dask: the {child.name} ended with code {child.exit_code}; starting it again")
-        self._schedule(child.name)
-
-    def _schedule(self, name: str) -> None:
-        if name in self._timers:
-            return
-        now = time.monotonic()
-        if now - self._started_at.get(name, 0.0) > 2 * self._options.backoff_limit_seconds:
-            self._backoff.pop(name, None)
-        delay = self._backoff.get(name, self._options.backoff_seconds)
-        self._backoff[name] = min(2 * delay, self._options.backoff_limit_seconds)
-        self._timers[name] = asyncio.get_running_loop().call_later(delay, self._happenings.put_nowait, _Due(name))
+        self._restarts.schedule(child.name)
 
     async def _start_again(self, name: str) -> None:
-        self._timers.pop(name, None)
+        self._restarts.take(name)
         child = self._children.get(name)
         if child is not None and child.exit_code is None:
             return  # A reload, or the scheduler's return, has started it meanwhile.
-        self._started_at[name] = time.monotonic()
+        self._restarts.begins(name)
         if name == ENGINE and self._options.engine is not None:
             await self._start_engine(self._options.engine)
-        elif name in self._options.companions:
+        elif name in self._options.beside:
             await self._start_companion(name)
+        elif self.jaeger is not None and name == JAEGER:
+            await self.jaeger.start(self._environment)
         elif self._dask is not None and name == SCHEDULER:
             # Workers never rejoin a scheduler that came back, and go on with what they have: they end with it.
             await self._dask.stop_workers()
@@ -283,6 +294,9 @@ class DevStack:
             self._report("Dask: its workers are not ours; they keep the handlers that they have loaded")
         if self._options.engine is not None:
             await self._start_engine(self._options.engine)
+        for name in self._options.reloaded:
+            await self._children.stop([name], self._options.grace_seconds)
+            await self._start_companion(name)
         self._report("reloaded")
 
     async def _watch_files(self, folder: Path, only: str | None) -> None:
@@ -304,22 +318,23 @@ class DevStack:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for timer in self._timers.values():
-            timer.cancel()
+        self._restarts.close()
         self._stopping.set()
         if self.pids:
             self._report("stopping")
         # Left in the reverse order: the engine, which still writes to Kafka; the workers; their scheduler; Kafka.
         async with contextlib.AsyncExitStack() as steps:
-            steps.callback(self._restore_signals)
+            steps.callback(self._signals.give_back)
             steps.callback(self._lock.give_up)
             if self._kafka is not None:
                 steps.push_async_callback(self._kafka.stop)
+            # After all whose last spans it takes.
+            steps.push_async_callback(self._children.stop, [JAEGER], self._options.grace_seconds)
             if self._dask is not None:
                 steps.push_async_callback(self._dask.stop_scheduler)
                 steps.push_async_callback(self._dask.stop_workers)
             # Those beside the engine end after it: they may see its last words.
-            steps.push_async_callback(self._children.stop, list(self._options.companions), self._options.grace_seconds)
+            steps.push_async_callback(self._children.stop, list(self._options.beside), self._options.grace_seconds)
             steps.push_async_callback(self._children.stop, [ENGINE], self._options.grace_seconds)
 
     def _spawn(self, work: Any, name: str) -> None:
@@ -331,14 +346,3 @@ class DevStack:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failure = StackError(task.get_name(), f"{type(error).__name__}: {error}", "This is a bug; please report it.")
             self._stopping.set()
-
-    def _handle_signals(self) -> None:
-        if self._options.signals and threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                self._old_handlers[number] = signal.getsignal(number)
-                asyncio.get_running_loop().add_signal_handler(number, self.stop)
-
-    def _restore_signals(self) -> None:
-        for number, handler in self._old_handlers.items():
-            asyncio.get_running_loop().remove_signal_handler(number)
-            signal.signal(number, handler)

@@ -5,19 +5,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
 import msgspec
 
 from engine.parcels import Outcome, Parcel
+from engine.run_logs import LogMail
 from engine.states import Failure, State, later, utc
 
 #: A place in a call's arguments: (VALUE, n, 0) is its n-th dependency, (LIST, n, m) those from n up to m, (ITEM, n, i)
 #: element i of its n-th dependency.
 Place = tuple[int, int, int]
 VALUE, LIST, ITEM = 0, 1, 2
+
+
+#: What the states say of a task whose value was in the result store already.
+TAKEN = "taken from the result store"
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -64,6 +69,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     spawned_by: str = ""
     #: How many attempts before this one ended with their worker: what they have started is found again, not made anew.
     deaths: int = 0
+    #: Another run whose stored value of this call may stand for its own, and how many attempts its flow had.
+    reuse: tuple[str, int] | None = None
 
     @property
     def key(self) -> str:
@@ -186,6 +193,8 @@ class Executor(Protocol):
     trouble: str
     #: How many calls can run at a time, as far as it is known.
     slots: int
+    #: Takes what tasks log, on the event loop; set before ``start``. Lines may be lost, and are never worth waiting for.
+    on_logs: Callable[[Sequence[LogMail]], None]
 
     async def start(self, listener: Listener) -> None:
         """Connect. Raises DaskUnavailable."""

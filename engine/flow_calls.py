@@ -38,6 +38,7 @@ class FlowCalls:
         #: Where the clock of the flow stands: the time of what it heard last.
         self._at = now
         self._called: dict[str, str] = {}
+        self._reusable = _reusable(flow, run)
         self._tasks: dict[str, Task[..., Any]] = {}
         self._tasks_made = 0
         self._columns: dict[str, tuple[Handle | MapHandle, ...]] = {}
@@ -150,7 +151,14 @@ class FlowCalls:
             is_taken=self._flow.is_async or task is None,
             persist=task is not None and task.persist,
             store=self._limits.store if is_final or (task is not None and task.persist) else "",
+            reuse=self._reused(task, index),
         )
+
+    def _reused(self, task: Task[..., Any] | None, index: str) -> tuple[str, int] | None:
+        reuse = self.run.reuse
+        if reuse is None or task is None or f"{task.name}/{index}" not in self._reusable:
+            return None
+        return reuse.run_id, reuse.attempts
 
     def _finish(self, returned: Any) -> None:
         # A composite takes the values of its parts; a single handle is the result itself.
@@ -199,6 +207,12 @@ class FlowCalls:
     def _taken(self) -> Advance:
         taken, self._advance = self._advance, Advance()
         return taken
+
+
+def _reusable(flow: Flow[..., Any], run: FlowRun) -> frozenset[str]:
+    """The calls that may take results of an earlier run; none where they were chosen for another kind of flow than it is."""
+    reuse = run.reuse
+    return frozenset() if reuse is None or (reuse.is_plain and flow.is_async) else frozenset(reuse.calls)
 
 
 def index_taken(taken: Input) -> str:

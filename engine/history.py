@@ -10,94 +10,33 @@ import itertools
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
+from engine.declarations import Declaration, read_declaration
 from engine.errors import EventError
 from engine.events import Position, Reason
 from engine.history_errors import HistoryUnavailable, HistoryUnreadable
-from engine.history_schema import APPLICATION_ID, MINUTE, RUN_KNOWN, VERSION, LetterRow, RunRow, TaskRow
+from engine.history_rows import Change, EventRow, FlowRow, LetterLine, Page, RunFilter, WorkerRow
+from engine.history_schema import APPLICATION_ID, MINUTE, RUN_KNOWN, VERSION, LetterRow, Offsets, Progress, RunRow, TaskRow
 from engine.history_store import LOCK_SECONDS, told
 from engine.letter_lists import Status
+from engine.log_rows import ALL_LINES, LogFilter, LogRow, select
 from engine.states import State
 
-Item = TypeVar("Item")
+__all__ = ["History", "cursor_of", "Change", "EventRow", "FlowRow", "LetterLine", "Page", "RunFilter", "WorkerRow"]
 
-
-class Page(msgspec.Struct, Generic[Item], frozen=True):
-    """A part of a list, and the cursor of the next one; None where this is the last."""
-
-    items: list[Item]
-    cursor: str | None
-
-
-class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which runs are wanted; times are seconds since the epoch, of when runs were scheduled."""
-
-    flows: Sequence[str] = ()
-    states: Sequence[State] = ()
-    key: str | None = None
-    since: float | None = None
-    until: float | None = None
-
-
-class Change(msgspec.Struct, frozen=True):
-    """A state change of a run; ``name`` is that of the task run, None where it is the run's own."""
-
-    seq: int
-    epoch: int
-    at: float
-    state: str
-    attempt: int
-    name: str | None
-    worker: str | None
-    text: str | None
-
-
-class EventRow(msgspec.Struct, frozen=True):
-    """An event that was taken in: the runs it made, and the dead letters that say why it made none, or which failed."""
-
-    at: float
-    topic: str
-    partition: int
-    offset: int
-    source: str | None
-    id: str | None
-    type: str | None
-    runs: list[RunRow]
-    letters: list[LetterRow]
-
-
-class LetterLine(msgspec.Struct, frozen=True):
-    """A dead letter and what became of it."""
-
-    row: LetterRow
-    status: Status
-    replays: int
-
-
-class FlowRow(msgspec.Struct, frozen=True):
-    """How a flow does: of its last runs that ended, their states, and the seconds from RUNNING to the end of the COMPLETED."""
-
-    flow: str
-    runs: int
-    #: COMPLETED / all that ended, None where none has; CANCELLED counts in neither.
-    success_rate: float | None
-    p50_seconds: float | None
-    p95_seconds: float | None
-    #: The newest first: state and seconds.
-    last: list[tuple[str, float]]
-
-
-class WorkerRow(msgspec.Struct, frozen=True):
-    """A worker that was seen, and the attempts that began on it."""
-
-    worker: str
-    attempts: int
-    first_at: float
-    last_at: float
+#: Letters, then how the last mark has it, how often it was replayed, whether it is a copy, and its place in the list.
+_LETTERS = (
+    f"SELECT {', '.join(f'l.{name}' for name in LetterRow.__struct_fields__)},"  # noqa: S608
+    " (SELECT marked FROM marks m WHERE m.identity = l.identity ORDER BY m.at DESC, m.place DESC LIMIT 1),"
+    " (SELECT count(DISTINCT replay) FROM marks m WHERE m.identity = l.identity AND m.marked = 'replayed'),"
+    " EXISTS (SELECT 1 FROM letters e WHERE e.identity = l.identity"
+    " AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place)), l.partition * (1 << 48) + l.place AS lies"
+    " FROM letters l"
+)
 
 
 class History:
@@ -171,12 +110,50 @@ class History:
         exact = [row for row in rows if row.run_id == run_id]
         return exact[0] if exact else rows[0] if len(rows) == 1 else None
 
-    def task_runs(self, run: RunRow, *, limit: int = 1_000, after: str = "") -> list[TaskRow]:
+    def runs_like(self, beginning: str, *, limit: int = 50) -> list[RunRow]:
+        """Runs whose ids begin so, without their payloads, in the order of their ids."""
+        query = f"SELECT {', '.join(RUN_KNOWN)} FROM runs WHERE run_id >= ? AND run_id < ? ORDER BY run_id LIMIT ?"  # noqa: S608
+        return self._runs(query, [beginning, beginning + "\U0010ffff", limit])
+
+    def task_runs(self, run: RunRow, *, limit: int = 1_000, after: str = "", states: Sequence[State] = ()) -> list[TaskRow]:
         """Task runs of a run in the order of their names, behind ``after``; ``task_rows.attempts_of`` reads the attempts."""
+        some = f" AND state IN ({', '.join('?' * len(states))})" if states else ""
         query = (
-            f"SELECT {', '.join(TaskRow.__struct_fields__)} FROM task_runs WHERE place = ? AND name > ? ORDER BY name LIMIT ?"  # noqa: S608
+            f"SELECT {', '.join(TaskRow.__struct_fields__)} FROM task_runs"  # noqa: S608
+            f" WHERE place = ? AND name > ?{some} ORDER BY name LIMIT ?"
         )
-        return [TaskRow(*row) for row in self._all(query, [run.place, after, limit])]
+        return [TaskRow(*row) for row in self._all(query, [run.place, after, *states, limit])]
+
+    def task_run(self, run: RunRow, name: str) -> TaskRow | None:
+        """One task run by its name."""
+        query = f"SELECT {', '.join(TaskRow.__struct_fields__)} FROM task_runs WHERE place = ? AND name = ?"  # noqa: S608
+        return next((TaskRow(*row) for row in self._all(query, [run.place, name])), None)
+
+    def task_names(self, run: RunRow, *, limit: int = 200) -> list[str]:
+        """The names of the tasks of a run, in their order; costs a look-up for each, however many task runs there are."""
+        names: list[str] = []
+        query, behind = "SELECT task, name FROM task_runs WHERE place = ? AND name > ? ORDER BY name LIMIT 1", ""
+        while len(names) < limit and (found := self._all(query, [run.place, behind])):
+            [(task, name)] = found
+            names.append(task)
+            # The name of a task run is task/index: this is right behind all of them.
+            behind = max(name, f"{task}0")
+        return names
+
+    def task_counts(self, run: RunRow) -> dict[str, dict[str, int]]:
+        """How many runs of each task are in each state, the tasks in the order in which they were first scheduled."""
+        counts: dict[str, dict[str, int]] = {}
+        query = (
+            "SELECT task, state, count(*), min(coalesce(scheduled_at, started_at)) AS first FROM task_runs"
+            " WHERE place = ? GROUP BY task, state"
+        )
+        found = self._all(query, [run.place])
+        firsts: dict[str, float] = {}
+        for task, _, _, first in found:
+            firsts[task] = min(firsts.get(task, float("inf")), float("inf") if first is None else first)
+        for task, state, count, _ in sorted(found, key=lambda row: (firsts[row[0]], row[0], row[1])):
+            counts.setdefault(task, {})[state] = count
+        return counts
 
     def changes(self, run: RunRow, *, after: int = -1, limit: int = 1_000) -> list[Change]:
         """State changes of a run in their order, behind the seq ``after``."""
@@ -185,6 +162,10 @@ class History:
             " WHERE place = ? AND seq > ? ORDER BY seq LIMIT ?"
         )
         return [Change(*row) for row in self._all(query, [run.place, after, limit])]
+
+    def logs(self, run_id: str, *, after: int | None = None, limit: int = 1_000, wanted: LogFilter = ALL_LINES) -> list[LogRow]:
+        """Log lines of a run in their order: the first ones behind the seq ``after``, or the latest (``wanted.latest``)."""
+        return select(self._all, run_id, after, limit, wanted)
 
     def repeats(self, run_id: str) -> list[RunRow]:
         """The runs that repeat this one."""
@@ -238,38 +219,36 @@ class History:
         if not all:
             query = f"SELECT at, {lies} FROM letters l WHERE (at, {lies}) < (?, ?) ORDER BY 1 DESC, 2 DESC LIMIT 1 OFFSET ?"  # noqa: S608
             [end] = self._all(query, [*before, self.LOOKED_AT - 1]) or [end]
-        columns = ", ".join(f"l.{name}" for name in LetterRow.__struct_fields__)
-        query = (
-            f"SELECT {columns},"  # noqa: S608
-            " (SELECT marked FROM marks m WHERE m.identity = l.identity ORDER BY m.at DESC, m.place DESC LIMIT 1),"
-            " (SELECT count(DISTINCT replay) FROM marks m WHERE m.identity = l.identity AND m.marked = 'replayed'),"
-            " EXISTS (SELECT 1 FROM letters e WHERE e.identity = l.identity"
-            f" AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place)), {lies} AS lies"
-            f" FROM letters l WHERE (l.at, {lies}) < (?, ?) AND (l.at, {lies}) >= (?, ?)"
-        )
+        query = f"{_LETTERS} WHERE (l.at, {lies}) < (?, ?) AND (l.at, {lies}) >= (?, ?)"
         if not all:
             query += (
                 " AND NOT EXISTS (SELECT 1 FROM marks m WHERE m.identity = l.identity) AND NOT EXISTS (SELECT 1 FROM letters e"
                 " WHERE e.identity = l.identity AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place))"
             )
         rows = self._all(f"{query} ORDER BY l.at DESC, lies DESC LIMIT ?", [*before, *end, limit + 1])
-        lines = [
-            LetterLine(LetterRow(*row[:-4]), Status.REPEAT if row[-2] else Status(row[-4] or Status.OPEN), row[-3])
-            for row in rows[:limit]
-        ]
+        lines = [_line(row) for row in rows[:limit]]
         if len(rows) > limit:
             return Page(lines, f"{lines[-1].row.at!r},{rows[limit - 1][-1]}")
         return Page(lines, f"{end[0]!r},{end[1]}" if end[0] else None)
 
+    def letter(self, partition: int, offset: int) -> LetterLine | None:
+        """One dead letter by where it lies; None where there is none."""
+        rows = self._all(f"{_LETTERS} WHERE l.partition = ? AND l.place = ?", [partition, offset])
+        return _line(rows[0]) if rows else None
+
     def flows(self, *, last: int = 200) -> list[FlowRow]:
         """Each flow by its last runs."""
+        return [self._flow(name, last) for name in self.flow_names()]
+
+    def flow_names(self) -> list[str]:
+        """The names of all flows that have runs."""
         names = self._all(
             "WITH RECURSIVE names (flow) AS (SELECT min(flow) FROM runs UNION ALL"
             " SELECT (SELECT min(flow) FROM runs WHERE flow > names.flow) FROM names WHERE flow IS NOT NULL)"
             " SELECT flow FROM names WHERE flow IS NOT NULL",
             [],
         )
-        return [self._flow(name, last) for (name,) in names]
+        return [name for (name,) in names]
 
     def workers(self, since: float) -> list[WorkerRow]:
         """Workers seen since then, to the hour."""
@@ -288,16 +267,35 @@ class History:
     def open_runs(self) -> tuple[dict[str, int], RunRow | None]:
         """How many runs are in each state that is not an end, and the oldest of them."""
         counts: dict[str, int] = {}
-        oldest: list[RunRow] = []
+        oldest: list[RunRow | None] = []
         for state in (state for state in State if not state.is_end):
             counts[state.value] = self._all("SELECT count(*) FROM runs WHERE state = ?", [state])[0][0]
-            query = f"SELECT {', '.join(RUN_KNOWN)} FROM runs WHERE state = ? ORDER BY scheduled_at LIMIT 1"  # noqa: S608
-            oldest += self._runs(query, [state])
-        return counts, min(oldest, key=lambda run: run.scheduled_at, default=None)
+            oldest.append(self.oldest(state))
+        return counts, min(filter(None, oldest), key=lambda run: run.scheduled_at, default=None)
+
+    def oldest(self, state: State) -> RunRow | None:
+        """The run that was scheduled first of those in a state."""
+        query = f"SELECT {', '.join(RUN_KNOWN)} FROM runs WHERE state = ? ORDER BY scheduled_at LIMIT 1"  # noqa: S608
+        return next(iter(self._runs(query, [state])), None)
+
+    def version(self) -> int:
+        """Another number each time somebody else has written to the database."""
+        found: int = self._all("PRAGMA data_version", [])[0][0]
+        return found
 
     def offsets(self) -> dict[tuple[str, int], int]:
         """How far each partition was read: the next offset. Against the ends of the topics it is the projector's lag."""
         return {(topic, n): offset for topic, n, offset in self._all("SELECT topic, partition, next_offset FROM offsets", [])}
+
+    def progress(self) -> Offsets:
+        """The same with the epoch that each partition was in."""
+        rows = self._all("SELECT topic, partition, next_offset, epoch FROM offsets", [])
+        return {(topic, n): Progress(offset, epoch) for topic, n, offset, epoch in rows}
+
+    def declarations(self) -> list[Declaration]:
+        """The flows as running engines have declared them, in the order of their names."""
+        rows = self._all("SELECT declaration FROM flows ORDER BY name", [])
+        return [read_declaration(declaration) for (declaration,) in rows]
 
     def _event(self, at: float, position: Position) -> EventRow:
         where = "WHERE event_topic = ? AND event_partition = ? AND event_offset = ? ORDER BY place LIMIT 100"
@@ -326,6 +324,10 @@ class History:
     def _all(self, query: str, values: Sequence[Any]) -> list[Any]:
         with told(self._path):
             return self._db.execute(query, values).fetchall()
+
+
+def _line(row: Sequence[Any]) -> LetterLine:
+    return LetterLine(LetterRow(*row[:-4]), Status.REPEAT if row[-2] else Status(row[-4] or Status.OPEN), row[-3])
 
 
 def cursor_of(run: RunRow) -> str:

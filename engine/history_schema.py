@@ -12,7 +12,7 @@ import msgspec
 from engine.broker import Partition
 
 #: Moves whenever a table or the meaning of a column does: an older database is then made anew from the topics.
-VERSION = 1
+VERSION = 2
 #: Marks the file as ours ("KDEh").
 APPLICATION_ID = 0x4B444568
 #: Of one payload.
@@ -21,6 +21,8 @@ KEPT_BYTES = 65_536
 KEPT_CHANGES = 10_000
 #: Attempts of one task run that are kept, the latest.
 KEPT_ATTEMPTS = 100
+#: Log lines of one run that are kept, the latest, and what they may take.
+KEPT_LINES, KEPT_LOG_BYTES = 20_000, 16 * 1_048_576
 MINUTE, HOUR = 60, 3_600
 
 _PARTITION_BITS = 12
@@ -29,6 +31,11 @@ _PARTITION_BITS = 12
 def place_of(partition: int, offset: int) -> int:
     """The place of a run whose first record lies there."""
     return offset << _PARTITION_BITS | partition
+
+
+def where_of(place: int) -> tuple[int, int]:
+    """Partition and offset of the first record of the run at a place."""
+    return place & ((1 << _PARTITION_BITS) - 1), place >> _PARTITION_BITS
 
 
 class RunRow(msgspec.Struct, gc=False):
@@ -182,17 +189,23 @@ TABLES = {
         "partition INTEGER, place INTEGER, letter TEXT NOT NULL, identity TEXT NOT NULL, marked TEXT NOT NULL,"
         " at REAL NOT NULL, replay TEXT, PRIMARY KEY (partition, place)"
     ),
+    "logs": (
+        "place INTEGER PRIMARY KEY, run_id TEXT NOT NULL, at REAL NOT NULL, name TEXT, lines INTEGER NOT NULL,"
+        " size INTEGER NOT NULL, content BLOB NOT NULL"
+    ),
     "minutes": "minute INTEGER, flow TEXT, state TEXT, count INTEGER NOT NULL, PRIMARY KEY (minute, flow, state)",
     "worker_hours": (
         "worker TEXT, hour INTEGER, attempts INTEGER NOT NULL, first_at REAL NOT NULL, last_at REAL NOT NULL,"
         " PRIMARY KEY (worker, hour)"
     ),
+    # As the engines that run them declare them, see engine.declarations.
+    "flows": "name TEXT, at REAL NOT NULL, declaration BLOB NOT NULL, PRIMARY KEY (name)",
     "forgotten": "run_id TEXT, seq INTEGER NOT NULL, ended_at REAL NOT NULL, PRIMARY KEY (run_id)",
     "app": "name TEXT, PRIMARY KEY (name)",
 }
 
 #: Their keys are not row ids, so that what belongs together lies together.
-_CLUSTERED = frozenset(TABLES) - {"runs"}
+_CLUSTERED = frozenset(TABLES) - {"runs", "logs"}
 
 INDICES = (
     "CREATE UNIQUE INDEX runs_run_id ON runs (run_id)",
@@ -212,6 +225,9 @@ INDICES = (
     "CREATE INDEX letters_identity ON letters (identity)",
     "CREATE INDEX letters_event ON letters (event_topic, event_partition, event_offset)",
     "CREATE INDEX marks_identity ON marks (identity)",
+    # With all that has to be known of a run's rows, but what they hold.
+    "CREATE INDEX logs_run ON logs (run_id, place, lines, size)",
+    "CREATE INDEX logs_at ON logs (at)",
     "CREATE INDEX forgotten_ended ON forgotten (ended_at)",
 )
 

@@ -17,6 +17,8 @@ import msgspec
 from engine.history_errors import HistoryInUse, HistoryUnavailable, HistoryUnreadable
 from engine.history_schema import (
     APPLICATION_ID,
+    KEPT_LINES,
+    KEPT_LOG_BYTES,
     RUN_KNOWN,
     RUN_MUTABLE,
     RUN_PAYLOADS,
@@ -60,6 +62,12 @@ _TASK = _upsert("task_runs", TaskRow.__struct_fields__, "place, name", TASK_KNOW
 _CHANGE = _insert("changes", ["place", "seq", "epoch", "at", "state", "attempt", "name", "worker", "text"])
 _LETTER = _insert("letters", LetterRow.__struct_fields__)
 _MARK = _insert("marks", ["partition", "place", "letter", "identity", "marked", "at", "replay"])
+_FLOW = _insert(
+    "flows",
+    ["name", "at", "declaration"],
+    "ON CONFLICT DO UPDATE SET at = excluded.at, declaration = excluded.declaration WHERE excluded.at >= flows.at",
+)
+_LOGS = _insert("logs", ["place", "run_id", "at", "name", "lines", "size", "content"])
 _OFFSET = _upsert("offsets", ["topic", "partition", "next_offset", "epoch"], "topic, partition", ["next_offset", "epoch"], ())
 _MINUTE = _insert("minutes", ["minute", "flow", "state", "count"], "ON CONFLICT DO UPDATE SET count = count + excluded.count")
 _HOUR = _insert(
@@ -87,6 +95,18 @@ def told(path: str) -> Iterator[None]:
         raise HistoryUnavailable(path, error.strerror or str(error)) from error
 
 
+def is_in_use(path: str) -> bool:
+    """Whether another process writes to the database now."""
+    try:
+        with Path(f"{path}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # No folder, or none that may be written to: whoever opens it says so.
+    return False
+
+
 class HistoryStore:
     """One writer's connection. Close it; a store that has raised HistoryUnavailable may be used on."""
 
@@ -109,6 +129,8 @@ class HistoryStore:
 
         ``fresh`` drops what is there. Raises HistoryInUse, HistoryUnreadable, HistoryUnavailable.
         """
+        if self.path == IN_MEMORY and self._db is not None and not fresh:
+            return False  # there is no other place where its tables are
         with told(self.path):
             if self.path != IN_MEMORY:
                 Path(self.path).parent.mkdir(parents=True, exist_ok=True)
@@ -155,6 +177,9 @@ class HistoryStore:
             db.executemany(_CHANGE, book.changes)
             db.executemany(_LETTER, map(astuple, book.letters))
             db.executemany(_MARK, book.marks)
+            db.executemany(_FLOW, [(name, *value) for name, value in book.flows.items()])
+            db.executemany(_LOGS, book.logs)
+            self._trim_logs(db, {row[1] for row in book.logs})
             db.executemany(_MINUTE, [(*key, count) for key, count in book.minutes.items()])
             db.executemany(_HOUR, [(*key, *value) for key, value in book.hours.items()])
             db.executemany(_OFFSET, [(*key, known.next_offset, known.epoch) for key, known in book.offsets.items()])
@@ -182,12 +207,14 @@ class HistoryStore:
                     places = [row[:1] for row in gone]
                     for table in ("changes", "task_runs", "runs"):
                         db.executemany(f"DELETE FROM {table} WHERE place = ?", places)  # noqa: S608
+                    db.executemany("DELETE FROM logs WHERE run_id = ?", [row[1:2] for row in gone])
                     db.executemany("INSERT OR REPLACE INTO forgotten VALUES (?, ?, ?)", [row[1:] for row in gone])
                 forgotten += len(gone)
                 if len(gone) < _FORGET:
                     break
             with self._transaction():
                 db.execute("DELETE FROM forgotten WHERE ended_at < ?", [now - window_seconds])
+                db.execute("DELETE FROM logs WHERE at < ?", [limit])
                 db.execute("DELETE FROM letters WHERE at < ?", [limit])
                 db.execute("DELETE FROM marks WHERE at < ?", [limit])
                 db.execute("DELETE FROM minutes WHERE minute < ?", [limit])
@@ -208,6 +235,9 @@ class HistoryStore:
                 run = RunRow(**dict(zip(RUN_KNOWN, row, strict=True)))
                 book.runs[run.run_id] = run
             book.forgotten.update(db.execute(f"SELECT run_id, seq FROM forgotten WHERE run_id IN ({marks})", ids))  # noqa: S608
+        for ids in _chunks(sorted(readings.logged_run_ids())):
+            marks = ", ".join("?" * len(ids))
+            book.forgotten.update(db.execute(f"SELECT run_id, seq FROM forgotten WHERE run_id IN ({marks})", ids))  # noqa: S608
         for run_id, name in readings.task_runs():
             if run_id in book.runs:
                 names.setdefault(run_id, []).append(name)
@@ -218,6 +248,20 @@ class HistoryStore:
                 for row in db.execute(query, [book.runs[run_id].place, *some]):
                     task = TaskRow(**dict(zip(TASK_KNOWN, row, strict=True)))
                     book.tasks[run_id, task.name] = task
+
+    def _trim_logs(self, db: sqlite3.Connection, run_ids: Iterable[str]) -> None:
+        """Of runs that have said too much keep the latest, whole records of them."""
+        for run_id in run_ids:
+            lines, size, first = 0, 0, None
+            for place, more, bytes_more in db.execute(
+                "SELECT place, lines, size FROM logs WHERE run_id = ? ORDER BY place DESC", [run_id]
+            ):
+                lines, size = lines + more, size + bytes_more
+                if lines > KEPT_LINES or size > KEPT_LOG_BYTES:
+                    first = place
+                    break
+            if first is not None:
+                db.execute("DELETE FROM logs WHERE run_id = ? AND place <= ?", [run_id, first])
 
     def _take_lock(self) -> None:
         if self._lock is not None:

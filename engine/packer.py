@@ -249,7 +249,6 @@ class Packer:
         run = packed.run
         change = run.advance(state, at, packed.ledger.epoch, **details)
         self._tell(packed, change, functools.partial(self._ended, packed))
-        self._tracer.run(packed.context, run.traceparent or "", change, self._settings.app, run.running_at, change.error)
         self._on_end(packed.ledger, run)
 
     def _tell(self, packed: _Run, change: StateChange, on_acknowledged: Callable[[], None] | None = None) -> None:
@@ -257,6 +256,7 @@ class Packer:
             log_failure(change, packed.context)
         partition = packed.ledger.partition
         self._publisher.publish(packed.run, packed.envelope, change, partition, packed.context, on_acknowledged)
+        self._tracer.run(packed.context, change, self._settings.app, packed.run)
 
     def _ended(self, packed: _Run) -> None:
         """The run's end is safely on the state topic: only now may the cluster and the ledger let it go."""

@@ -19,6 +19,12 @@ _LEASH = Path(__file__).with_name("leash.py")
 _TAIL_BYTES = 16_384
 
 
+def leashed(command: Sequence[str]) -> tuple[str, ...]:
+    """The command, so that it dies with this process."""
+    # Isolated and without site-packages, Python needs 20 ms for the leash; the command itself runs unrestricted.
+    return (sys.executable, "-I", "-S", str(_LEASH), str(os.getpid()), *command)
+
+
 class ChildProcess:
     """One run of a command. Start it from a thread that lives as long as it should: Linux kills it when that thread is gone."""
 
@@ -45,9 +51,8 @@ class ChildProcess:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as log:
             self._log_start = log.tell()
-            # Isolated and without site-packages, Python needs 20 ms for the leash; the command itself runs unrestricted.
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(_LEASH), str(os.getpid()), *self._command),
+                *leashed(self._command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

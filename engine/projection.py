@@ -1,4 +1,4 @@
-"""Projection: records of the state and dead-letter topics in, rows of the history out; pure.
+"""Projection: records of the state, dead-letter and log topics in, rows of the history out; pure.
 
 Void changes and repeats are left out by the rules of ``engine.subscriber``; what this version does not know is skipped. The
 rows are the same in whatever batches the records come, and in whatever order among partitions.
@@ -12,7 +12,9 @@ import msgspec
 
 from engine.broker import Partition, Record
 from engine.dead_letters import Letter, Mark, read_letter
+from engine.declarations import Declaration, is_declaration, read_declaration
 from engine.errors import EventError
+from engine.events import Headers
 from engine.history_schema import (
     HOUR,
     KEPT_BYTES,
@@ -27,17 +29,23 @@ from engine.history_schema import (
     TaskRow,
     place_of,
 )
-from engine.states import ABSENT, Epochs, Failure, Origin, Ownership, State, StateChange, read
+from engine.log_rows import LogsRow, row_of
+from engine.run_logs import LogBatch, read_batch
+from engine.states import ABSENT, Epochs, Failure, Origin, Ownership, State, StateChange, read, type_of
 from engine.task_rows import ENDS, TEXTS, apply_entries, apply_task, name_of
 
 _TEXT = 1_000
+
+
+#: What a record may say; None where that is nothing to us.
+Said = StateChange | Ownership | Declaration | Letter | Mark | LogBatch | None
 
 
 class Reading(msgspec.Struct, frozen=True, gc=False):
     """A record and what it says; None where that is nothing to us."""
 
     record: Record
-    said: StateChange | Ownership | Letter | Mark | None
+    said: Said
 
 
 class Readings(msgspec.Struct):
@@ -51,27 +59,37 @@ class Readings(msgspec.Struct):
         """The runs that it speaks of."""
         return {reading.said.run_id for reading in self.readings if isinstance(reading.said, StateChange)}
 
+    def logged_run_ids(self) -> set[str]:
+        """The runs that have said something in it."""
+        return {reading.said.run_id for reading in self.readings if isinstance(reading.said, LogBatch)}
+
     def task_runs(self) -> set[tuple[str, str]]:
         """The task runs that it speaks of: run id and name."""
         said = [reading.said for reading in self.readings if isinstance(reading.said, StateChange)]
         return {(change.run_id, name_of(change.run_id, change.task_run_id)) for change in said if change.task_run_id}
 
 
-def read_all(records: Iterable[Record], states_topic: str) -> Readings:
-    """What records say. Those of other topics than that of the states are dead letters."""
+def read_all(records: Iterable[Record], states_topic: str, logs_topic: str = "") -> Readings:
+    """What records say. Those of other topics than that of the states and that of logs are dead letters."""
     made = Readings()
     for record in records:
-        said: StateChange | Ownership | Letter | Mark | None = None
-        if record.topic != states_topic:
+        said: Said = None
+        if record.topic not in (states_topic, logs_topic):
             said = read_letter(record)
         else:
             try:
-                said = read(record.value, record.headers)
+                reads = _read_state if record.topic == states_topic else read_batch
+                said = reads(record.value, record.headers)
             except EventError as error:
                 # Passed over, and told by whoever called; the dispatcher that owns the partition says so, too.
                 made.unreadable.append((str(record.position), str(error)))
         made.readings.append(Reading(record, said))
     return made
+
+
+def _read_state(value: bytes | None, headers: Headers) -> Said:
+    said = read(value, headers)
+    return read_declaration(value) if said is None and is_declaration(type_of(headers)) else said
 
 
 class Book:
@@ -91,6 +109,9 @@ class Book:
         self.changes: list[ChangeRow] = []
         self.letters: list[LetterRow] = []
         self.marks: list[MarkRow] = []
+        #: Of each flow the newest declaration, as it was written.
+        self.flows: dict[str, tuple[float, bytes]] = {}
+        self.logs: list[LogsRow] = []
         #: Counts by minute, flow and state; attempts, first and last time by worker and hour.
         self.minutes: dict[tuple[int, str, str], int] = {}
         self.hours: dict[tuple[str, int], tuple[int, float, float]] = {}
@@ -115,12 +136,21 @@ class Book:
                     epochs = self._epochs_of(place, progress)
                     epochs.begin(record.offset)
                     progress.epoch = epochs.current
+                case Declaration() as declared:
+                    at = declared.at.timestamp()
+                    if at >= self.flows.get(declared.name, (at, b""))[0]:
+                        self.flows[declared.name] = (at, record.value or b"")
                 case Letter() as letter:
                     self.letters.append(letter_row(letter))
                 case Mark() as mark:
                     at = record.timestamp_ms / 1000
                     row = (record.partition, record.offset, mark.letter, mark.identity, mark.marked.value, at, mark.replay)
                     self.marks.append(row)
+                case LogBatch() as batch:
+                    # Of a run that retention has taken, lines that come late go with it.
+                    if batch.run_id not in self.forgotten:
+                        where, at = place_of(record.partition, record.offset), record.timestamp_ms / 1000
+                        self.logs.append(row_of(where, at, batch, record.value or b""))
                 case None:
                     continue
 

@@ -1,4 +1,4 @@
-"""The projector: reads the state and dead-letter topics into a history database, from where the database says it was.
+"""The projector: reads the state, dead-letter and log topics into a history database, from where the database says it was.
 
 It belongs to no consumer group and writes nothing to Kafka. Its offsets lie in the database, written in one transaction with
 the rows they led to, so that after any crash it goes on exactly where those end.
@@ -39,10 +39,11 @@ class Projector:
         *,
         fresh: bool = False,
         last_records: int | None = None,
+        with_logs: bool = True,
     ) -> None:
         """``fresh`` begins with empty tables; ``last_records`` reads no more than so many, the latest of each topic."""
         self._settings, self._broker, self._store = settings, broker, store
-        self._topics = [settings.states_topic, settings.dead_letters_topic]
+        self._topics = [settings.states_topic, settings.dead_letters_topic, *([settings.logs_topic] if with_logs else [])]
         self._fresh, self._last_records = fresh, last_records
         self._stopping = asyncio.Event()
         self._source: Source | None = None
@@ -152,9 +153,9 @@ class Projector:
     async def _write(self, records: list[Record]) -> None:
         if not await asyncio.to_thread(self._store.is_there):
             raise HistoryUnavailable(self._store.path, "its file was deleted or replaced; it is opened again")
-        readings = read_all(records, self._settings.states_topic)
+        readings = read_all(records, self._settings.states_topic, self._settings.logs_topic)
         for origin, error in readings.unreadable:
-            logger.error("unreadable record on the state topic", origin=origin, error=error)
+            logger.error("unreadable record", origin=origin, error=error)
         book = await asyncio.to_thread(self._store.write, readings, self._offsets)
         self._offsets = book.offsets
         self.records += len(records)

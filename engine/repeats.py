@@ -1,4 +1,4 @@
-"""Repeats: what the state topic says of a run and of its repeats, and the SCHEDULED of the next one."""
+"""Repeats: what is known of a run and of its repeats, and the SCHEDULED of the next one; pure."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ from enum import StrEnum
 
 import msgspec
 
-from engine.broker import Broker
 from engine.command_errors import NotFound, NotRepeatable
-from engine.errors import EventError
+from engine.reruns import Calls, Plan
 from engine.runs import repeat_id_of
-from engine.settings import Settings
-from engine.snapshots import snapshot
-from engine.states import Ownership, State, StateChange, is_ownership, read, type_of, utc
-from engine.subscriber import Deduplicator
+from engine.states import State, StateChange, utc
 
 
 class Kind(StrEnum):
@@ -23,23 +19,28 @@ class Kind(StrEnum):
     RERUN = "rerun"  #: of whatever has ended
 
 
-class History(msgspec.Struct):
+class Story(msgspec.Struct):
     """What is known of a run and of those that repeat it."""
 
     scheduled: StateChange | None = None
-    #: Of the state topic, where it lies.
-    partition: int = 0
+    #: Of the state topic, where it lies; None where nothing is known of the run.
+    partition: int | None = None
+    #: The ordering key.
+    key: str | None = None
     end: State | None = None
     #: Repeats by run id, and whether each has ended.
-    repeats: dict[str, bool] = {}
+    repeats: dict[str, bool] = msgspec.field(default_factory=dict)
+    calls: Calls = msgspec.field(default_factory=Calls)
 
     def take(self, run_id: str, change: StateChange, partition: int = 0) -> None:
         """Take in a change, in the order of its partition."""
+        if change.run_id == run_id:
+            self.calls.take(change)
         if not change.is_flow_run:
             return
         if change.run_id == run_id:
             if change.seq == 0:
-                self.scheduled, self.partition = change, partition
+                self.scheduled, self.partition, self.key = change, partition, change.key
             if change.state.is_end:
                 self.end = change.state
         elif change.repeats == run_id:
@@ -53,38 +54,37 @@ class History(msgspec.Struct):
         return 1 + sum(self.repeats.values())
 
 
-async def history_of(settings: Settings, broker: Broker, run_id: str) -> History:
-    """Reads the whole state topic. Raises KafkaUnavailable or TopicError."""
-    history = History()
-    known: dict[int, Deduplicator] = {}
-    async for record in snapshot(broker, settings.states_topic):
-        counted = known.setdefault(record.partition, Deduplicator())
-        if is_ownership(type_of(record.headers)):
-            counted.begin_epoch(record.offset)
-            continue
-        try:
-            change = read(record.value, record.headers)
-        except EventError:
-            continue  # The dispatcher that owns the partition says so; it is no change of any run.
-        if change is not None and not isinstance(change, Ownership) and counted.is_new(change):
-            history.take(run_id, change, record.partition)
-    return history
-
-
-def repeat(run_id: str, history: History, kind: Kind, request_id: str | None, now: float) -> StateChange:
+def repeat(
+    run_id: str, story: Story, kind: Kind, request_id: str | None, now: float, *, from_task: str = "", plan: Plan | None = None
+) -> StateChange:
     """The SCHEDULED of a run that repeats another. The same request makes the same run, however often it is sent.
 
-    Without ``request_id`` the request is the n-th repeat of its kind, where one that is still open counts as this one.
-    Raises NotFound or NotRepeatable.
+    Without ``request_id`` the request is the n-th repeat of its kind, where one that is still open counts as this one. A
+    ``plan`` is of a rerun from a task. Raises NotFound or NotRepeatable.
     """
-    scheduled, state = history.scheduled, history.end
+    scheduled = check_repeatable(run_id, story, kind)
+    request = f"request {request_id}" if request_id is not None else f"number {story.next_number}"
+    if from_task and request_id is None:
+        request += f" from {from_task}"
+    return msgspec.structs.replace(
+        scheduled,
+        run_id=repeat_id_of(run_id, request),
+        at=utc(now),
+        repeats=run_id,
+        reuse=None if plan is None else plan.reuse,
+        traceparent=None,
+    )
+
+
+def check_repeatable(run_id: str, story: Story, kind: Kind) -> StateChange:
+    """The SCHEDULED of a run that may be repeated. Raises NotFound or NotRepeatable."""
+    scheduled, state = story.scheduled, story.end
+    if story.partition is not None and scheduled is None:
+        raise NotRepeatable(run_id, "there, but its SCHEDULED has expired", "Send its event again, or `engine flows run`.")
     if scheduled is None:
         raise NotFound("run", run_id, "Its changes may have expired, or it belongs to another app (--app).")
     if state is None:
         raise NotRepeatable(run_id, "still open", f"Wait for its end: `engine runs watch {run_id}`.")
     if kind is Kind.RETRY and state is State.COMPLETED:
         raise NotRepeatable(run_id, "COMPLETED", f"There is nothing to retry; `engine runs rerun {run_id}` runs it again.")
-    request = f"request {request_id}" if request_id is not None else f"number {history.next_number}"
-    return msgspec.structs.replace(
-        scheduled, run_id=repeat_id_of(run_id, request), at=utc(now), repeats=run_id, traceparent=None
-    )
+    return scheduled

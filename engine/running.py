@@ -24,11 +24,13 @@ from engine.arguments import dump, load
 from engine.attempts import current
 from engine.deadlines import TimeIsOver
 from engine.errors import ResultMissing, ResultStoreError, ResultStuck, TaskFailed, TaskTimeout, WiringError
-from engine.executor import Call, Report, index_of, values_at
+from engine.executor import TAKEN, Call, Report, index_of, values_at
 from engine.failures import MAX_MESSAGE, MAX_TRACEBACK, failure_of, sendable
+from engine.log_catcher import speaker
+from engine.log_outbox import Outbox, Speaker, Voice
 from engine.logs import logger, run_fields
 from engine.retries import judge, next_wait_seconds
-from engine.runs import task_run_id_of
+from engine.runs import stored_places, task_run_id_of
 from engine.spawning import Nursery, Spawner, resolved
 from engine.states import Failure, State, encode
 from engine.tasks import Task, resolve
@@ -68,6 +70,8 @@ class Reporter(Nursery, Protocol):
     #: Where the worker is.
     address: str
     tracer: Tracer
+    #: Where log lines go.
+    logs: Outbox
 
     def begin(self, report: Report) -> None:
         """An attempt has begun; need not be passed on if it ends soon."""
@@ -120,6 +124,18 @@ def _stack_of(frame: FrameType | None) -> str:
     return "".join(["It is stuck here (most recent call last):\n", *lines])[-MAX_TRACEBACK:]
 
 
+def _voice_of(reporter: Reporter, call: Call) -> Voice:
+    return Voice(
+        run_id=call.run_id,
+        flow=call.flow,
+        attempt=call.attempt,
+        traceparent=call.traceparent,
+        worker=reporter.address,
+        task=call.task or None,
+        task_run_id=task_run_id_of(call.run_id, call.task, call.index) if call.task else None,
+    )
+
+
 class _Nowhere:
     def write(self, data: bytes) -> int:
         return len(data)
@@ -133,11 +149,14 @@ class Attempt:
         self._reporter = reporter
         self._started_at = time.time()
         current.set((call, self._started_at))
+        self._speaker = Speaker(reporter, _voice_of, call)
+        speaker.set(self._speaker)
         self._is_continuation = bool(call.task) and call.function == _COLLECTED
         self._task: Task[..., Any] | None = None
         self.value: Any = None
-        #: Whether the value was in the result store already.
+        #: Whether the value was in the result store already, and the run that had put it there.
         self.is_known = False
+        self._taken_from = ""
         self._is_stopped = False
         #: Of an ``async def`` function.
         self.limit: asyncio.Timeout | None = None
@@ -159,6 +178,7 @@ class Attempt:
 
     def close(self) -> None:
         """It is over: nothing can be stopped."""
+        speaker.set(None)  # threads are reused
         if _running.get(self._call.key) is self:
             del _running[self._call.key]
 
@@ -182,13 +202,16 @@ class Attempt:
     def _look_up(self) -> None:
         """A result that was stored is taken from there rather than made again."""
         call, store = self._call, self._store()
-        try:
-            self.value = store.load(call.run_id, call.task, call.index, self._result_type)
-            self.is_known = True
-        except ResultMissing:
-            pass  # as is usual: the first attempt, or one before it failed
-        except ResultStoreError as error:  # it can be made again, which may mend the store as well
-            logger.warning("a stored result cannot be read and is made again", error=str(error))
+        for run_id, index in stored_places(call.run_id, call.index, call.reuse):
+            try:
+                self.value = store.load(run_id, call.task, index, self._result_type)
+            except ResultMissing:
+                continue  # as is usual: the first attempt, or one before it failed
+            except ResultStoreError as error:  # it can be made again, which may mend the store as well
+                logger.warning("a stored result cannot be read and is made again", error=str(error))
+                continue
+            self.is_known, self._taken_from = True, run_id
+            return
 
     def _store(self) -> Store:
         call = self._call
@@ -211,10 +234,11 @@ class Attempt:
                 return None, self._wait_for_children(dumped.data, *resolved(dumped.inputs))
         details = self._describe(value)
         if self.is_known:
-            details["remark"] = "taken from the result store"
-        elif call.persist:
+            details["remark"] = TAKEN if self._taken_from == call.run_id else f"taken from run {self._taken_from}"
+        if call.persist and self._taken_from != call.run_id:
+            # Also what another run had stored: it may be deleted before this one.
             details["stored"] = self._store().save(call.run_id, call.task, call.index, value, type=self._result_type)
-        elif call.is_final and call.store and "kept" in details:
+        elif not self.is_known and call.is_final and call.store and "kept" in details:
             details["stored"] = self._store().save(call.run_id, call.task or "result", call.index, value)
         # Dask would compute a result that it cannot send anew, for ever.
         if (call.is_taken or "kept" in details) and type(value) not in _PLAIN:
@@ -228,7 +252,7 @@ class Attempt:
     def failed(self, error: BaseException) -> tuple[None, Exception]:
         """Report the end; answers what to raise, which unlike ``error`` always pickles."""
         if self._is_stopped:
-            self._trace(self._report(State.CANCELLED, time.time(), error=_CANCELLED))
+            self._conclude(self._report(State.CANCELLED, time.time(), error=_CANCELLED))
             return None, TaskFailed(_CANCELLED.type, _CANCELLED.message, "")
         is_told = isinstance(error, TimeIsOver) and error.is_stuck  # by ``stuck``, before the code came back after all
         if isinstance(error, TimeIsOver):
@@ -248,7 +272,7 @@ class Attempt:
         failure = Failure(failure.type, failure.message, sendable(_stack_of(frame)) + failure.traceback)
         remark = "worker restarted" if self._reporter.restarts else "thread abandoned"
         report = msgspec.structs.replace(self._failed(error, failure), remark=remark)
-        self._trace(report)
+        self._conclude(report)
         self._reporter.stuck(report, self._call.key)
 
     def _timeout(self, **details: bool) -> TaskTimeout:
@@ -295,10 +319,12 @@ class Attempt:
         return details
 
     def _end(self, report: Report) -> None:
-        self._trace(report)
+        self._conclude(report)
         self._reporter.end(report)
 
-    def _trace(self, report: Report) -> None:
+    def _conclude(self, report: Report) -> None:
+        """What goes before the report: the last line of its log, and its span."""
+        self._speaker.close()
         call = self._call
         if call.task and not self._is_continuation:
             self._reporter.tracer.attempt(

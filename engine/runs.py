@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from engine.states import ABSENT, Failure, Origin, State, StateChange, follow, utc
+from engine.states import ABSENT, Failure, Origin, Reuse, State, StateChange, follow, utc
 
 
 def digest(*parts: str) -> str:
@@ -49,6 +50,17 @@ def index_of_task_run(task_run_id: str) -> str:
     return task_run_id.rpartition("/")[2]
 
 
+def stored_places(run_id: str, index: str, reuse: tuple[str, int] | None) -> Iterator[tuple[str, str]]:
+    """Where the result of a call may be in the result store, as run and index: its own first, then that of the run it may
+    reuse, from the latest attempt of that run's flow to the first."""
+    yield run_id, index
+    if reuse is not None:
+        reused_id, attempts = reuse
+        first = logical(index)
+        for attempt in range(attempts, 0, -1):
+            yield reused_id, first if attempt == 1 else f"{first}~{attempt}"
+
+
 class TaskRun(msgspec.Struct, array_like=True, omit_defaults=True, eq=False):
     """What is known of one task run. Checkpoints hold it as it stands here, by place: a new field goes last."""
 
@@ -69,6 +81,7 @@ class FlowRun:
 
     __slots__ = (
         "attempt",
+        "began_at",
         "called",
         "cancelled",
         "ended",
@@ -79,6 +92,7 @@ class FlowRun:
         "offset",
         "parameters",
         "record_key",
+        "reuse",
         "run_id",
         "running_at",
         "scheduled_at",
@@ -99,10 +113,13 @@ class FlowRun:
         self.scheduled_at = scheduled.at.timestamp()
         #: Where the SCHEDULED lies.
         self.offset = offset
+        #: What it may take of another run's results.
+        self.reuse: Reuse | None = scheduled.reuse
         self.state: State = scheduled.state
         self.seq = scheduled.seq
         self.attempt = 0
-        #: When its current attempt began.
+        #: When its first attempt began, and its current one.
+        self.began_at = 0.0
         self.running_at = 0.0
         self.tasks: dict[str, TaskRun] = {}
         #: The ends of its tasks, in order: id and time.
@@ -126,6 +143,7 @@ class FlowRun:
             self.attempt = change.attempt
             if change.state is State.RUNNING:
                 self.running_at = change.at.timestamp()
+                self.began_at = self.began_at or self.running_at
                 self.called.clear()
         else:
             self._apply_task(change.task_run_id, change)

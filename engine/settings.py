@@ -13,31 +13,15 @@ from urllib.parse import urlsplit
 import msgspec
 
 from engine.errors import SettingsError
+from engine.rule_tables import RuleTable, read_tables
+from engine.secrets import Secret as Secret
 
 ENVIRONMENT_PREFIX = "ENGINE_"
 FILE_NAME = "engine.toml"
-#: Settings whose variables hold several values, separated by commas.
-_LISTS = frozenset({"handlers", "engines"})
+#: Settings that a variable gives with commas between.
+_LISTS = frozenset({"handlers", "engines", "http_proxies"})
 #: Protocols of result stores in whose URLs an @ is part of the address, not of a secret.
 _STORES_WITH_USERS = frozenset({"abfs", "abfss", "az", "sftp", "ssh", "smb", "hdfs", "webhdfs"})
-
-
-class Secret(str):
-    """A setting that never shows itself: ``repr`` and formatting give asterisks, ``reveal`` the text."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'***'"
-
-    __str__ = __repr__
-
-    def __format__(self, spec: str) -> str:
-        return format("***", spec)
-
-    def reveal(self) -> str:
-        """The secret itself, for the one place that hands it to a library."""
-        return str.__str__(self)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     replication_factor: int = -1
     #: How long Kafka keeps state changes and dead letters.
     state_retention_seconds: float = 14 * 86_400.0
+    #: How long Kafka keeps what tasks and flows log.
+    logs_retention_seconds: float = 14 * 86_400.0
     #: Within this time an event's identity makes one run of a flow, not two.
     dedup_window_seconds: float = 86_400.0
     #: Stop taking in a topic when this share of its last hundred records became dead letters; 0 never stops.
@@ -92,12 +78,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: How many runs that have ended it keeps, the latest.
     history_retention_runs: int = 1_000_000
 
+    #: Where Jaeger's pages are, e.g. ``http://127.0.0.1:16686``, for links to traces; empty for none.
+    traces: str = ""
+    #: The program of Jaeger that `engine dev --jaeger` starts; empty looks for ``jaeger`` on PATH.
+    jaeger: str = ""
+
     #: Tasks that one run may have.
     max_run_tasks: int = 100_000
     #: About how many elements of maps one run has on the cluster at a time.
     map_window: int = 2_000
     #: How long a flow may compute without awaiting or returning, while every other flow waits for it.
     flow_timeout_seconds: float = 10.0
+
+    #: Whom to tell of what, beside ``on_state`` of flows and tasks: the arguments of ``engine.rule``, a table each.
+    rules: tuple[RuleTable, ...] = ()
+    #: Where people reach the dashboard, e.g. ``https://engine.example``: notifications link to it.
+    dashboard_url: str = ""
 
     #: DEBUG, INFO, WARNING or ERROR.
     log_level: str = "INFO"
@@ -120,10 +116,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: Allow plain text (and an HTTP endpoint) beyond loopback.
     allow_plaintext: bool = False
 
+    #: The token with which one may do everything over HTTP; beyond loopback the dashboard needs one, or a proxy.
+    http_token: Secret | None = None
+    #: The token with which one may look at everything.
+    http_read_token: Secret | None = None
+    #: Header in which a reverse proxy names the user it lets in, and the one with their role: ``read`` or ``operate``.
+    http_user_header: str = ""
+    http_role_header: str = ""
+    #: Addresses or networks of the proxies that are believed.
+    http_proxies: tuple[str, ...] = ()
+
     @property
     def history_path(self) -> str:
         """Where the history database lies; empty for none."""
         return self.history.removeprefix("sqlite://") if self.history.startswith("sqlite:///") else self.history
+
+    def trace_link(self, trace_id: str) -> str:
+        """Address of a trace's page; empty where there is none."""
+        return f"{self.traces.rstrip('/')}/trace/{trace_id}" if self.traces and trace_id else ""
 
     @property
     def states_topic(self) -> str:
@@ -134,6 +144,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def dead_letters_topic(self) -> str:
         """Where records go that could not become runs."""
         return f"{self.app}.dead-letters"
+
+    @property
+    def logs_topic(self) -> str:
+        """What tasks and flows log, by run."""
+        return f"{self.app}.logs"
 
     @property
     def replays_topic(self) -> str:
@@ -149,6 +164,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def dispatch_group(self) -> str:
         """Consumer group of the dispatcher."""
         return f"{self.app}.dispatch"
+
+    @property
+    def notify_group(self) -> str:
+        """Consumer group of the notifier."""
+        return f"{self.app}.notify"
 
 
 def load(flags: Mapping[str, Any], environment: Mapping[str, str], directory: Path, *, check_hosts: bool = True) -> Settings:
@@ -168,7 +188,7 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str], directory: Pa
     values.update({key: value for key, value in flags.items() if value is not None})
     for key in values:
         if key not in fields:
-            raise SettingsError(key, str(values[key]), "there is no such setting", f"Known: {', '.join(sorted(fields))}.")
+            raise SettingsError(key, _shown(values[key]), "there is no such setting", f"Known: {', '.join(sorted(fields))}.")
     settings = _convert(values)
     if check_hosts and not settings.allow_plaintext:
         _check_hosts(settings)
@@ -225,10 +245,12 @@ def _convert(values: Mapping[str, Any]) -> Settings:
         try:
             if field.type == Secret | None:
                 converted[key] = Secret(value)
+            elif key == "rules":
+                converted[key] = read_tables(value)
             else:
                 converted[key] = msgspec.convert(value, field.type, strict=False)
         except msgspec.ValidationError as error:
-            shown = "***" if field.type == Secret | None else str(value)
+            shown = "***" if field.type == Secret | None or key == "rules" else _shown(value)
             raise SettingsError(key, shown, str(error), "Correct the flag, variable or line of engine.toml.") from error
     settings = Settings(**converted)
     for key in (
@@ -253,15 +275,26 @@ def _convert(values: Mapping[str, Any]) -> Settings:
             "state_retention_seconds", f"{settings.state_retention_seconds:g}", cause, "Raise it, or shorten the window."
         )
     check_results(settings.results)
+    if settings.dashboard_url and not re.fullmatch(r"https?://[^\s@?#]+", settings.dashboard_url):
+        remedy = "Write https://engine.example: protocol, host and perhaps a path, without credentials."
+        raise SettingsError("dashboard_url", "***", "is no address of a page", remedy)
     if "://" in settings.history_path:
         protocol = settings.history_path.partition("://")[0]
         remedy = "Name a file: /var/lib/engine/history.db or sqlite:///var/lib/engine/history.db."
         raise SettingsError("history", f"{protocol}://…", "is no SQLite file", remedy)
+    if settings.traces and not re.fullmatch(r"https?://[^\s/?#@\"'<>]+(/[^\s?#\"'<>]*)?", settings.traces):
+        # It becomes part of links, whoever may have set it; a password in it would be there for all to see.
+        raise SettingsError("traces", "***", "is no plain http(s) URL", "Write http://127.0.0.1:16686, say.")
     if settings.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise SettingsError("log_level", settings.log_level, "is no such level", "Use DEBUG, INFO, WARNING or ERROR.")
     if not settings.app or not all(c.isalnum() or c in "._-" for c in settings.app):
         raise SettingsError("app", settings.app, "is not a valid part of a topic name", "Use letters, digits, . _ and -.")
     return settings
+
+
+def _shown(value: object) -> str:
+    """A value in an error. What is a table or a list of them may have addresses with tokens in it."""
+    return "***" if isinstance(value, dict | list) and "://" in str(value) else str(value)
 
 
 def _check_hosts(settings: Settings) -> None:

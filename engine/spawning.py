@@ -191,6 +191,8 @@ class Spawner:
             store=parent.store,
             map_index=map_index,
             spawned_by=parent.index if parent.task else parent.spawned_by,
+            # Its index is a digest of what it is: another run has the same where it started the same.
+            reuse=parent.reuse,
         )
 
 

@@ -25,10 +25,15 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
     kafka_port: int | None = None
     #: Address of a Dask scheduler that runs already; None starts one, with workers.
     dask: str | None = None
+    #: The program of Jaeger that takes the traces of all parts; None starts none.
+    jaeger: Path | None = None
     #: Command of the engine, which learns its Kafka, Dask and HTTP address from ``ENGINE_*`` variables; None starts none.
     engine: tuple[str, ...] | None = None
     #: Commands that run beside the engine, by name; they learn Kafka and Dask as it does, and are started again when they end.
+    #: One called "dashboard" listens at ``http`` and knows where the engine does, which then gets a free port on loopback.
     companions: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    #: Commands beside the engine that load the handlers, too: a reload starts them, or starts them anew.
+    reloaded: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     #: Command that fails where the handlers cannot be loaded; it goes before each reload.
     check: tuple[str, ...] | None = None
     #: Where the engine serves HTTP, ``host:port``; port 0 takes a free one, an empty text switches it off.
@@ -60,6 +65,11 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
     backoff_seconds: float = 0.5
     backoff_limit_seconds: float = 15.0
 
+    @property
+    def beside(self) -> dict[str, tuple[str, ...]]:
+        """All commands that may run beside the engine."""
+        return dict(self.companions) | dict(self.reloaded)
+
     def data_directory(self) -> Path:
         """Where data and logs live. Raises StackError where that cannot be told."""
         if self.directory is not None:
@@ -85,12 +95,13 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
         """Folders to watch, with the one file in it that matters or None for all. Editors replace files, so folders it is."""
         return [(path, None) if path.is_dir() else (path.parent, path.name) for path in self.handler_paths]
 
-    def free_http(self) -> str:
-        """``http`` with a real port that is free now. Raises StackError."""
-        host, _, port = self.http.rpartition(":")
-        family = socket.AF_INET6 if "[" in host else socket.AF_INET
-        try:
-            with socket.create_server((host.strip("[]"), int(port)), family=family) as probe:
-                return f"{host}:{probe.getsockname()[1]}"
-        except (OSError, ValueError, OverflowError) as error:
-            raise StackError("http", f"cannot listen at {self.http}: {error}", "Choose another address with --http.") from error
+
+def free_address(address: str) -> str:
+    """``address`` with a real port that is free now. Raises StackError."""
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if "[" in host else socket.AF_INET
+    try:
+        with socket.create_server((host.strip("[]"), int(port)), family=family) as probe:
+            return f"{host}:{probe.getsockname()[1]}"
+    except (OSError, ValueError, OverflowError) as error:
+        raise StackError("http", f"cannot listen at {address}: {error}", "Choose another address with --http.") from error

@@ -99,6 +99,18 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
     traceback: str = ""
 
 
+class Reuse(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """That a run may take results of another, earlier run of its flow from the result store rather than make them again."""
+
+    run_id: str
+    #: The calls of the flow for which it may, ``task/index``; a map stands as a whole.
+    calls: tuple[str, ...]
+    #: How many attempts the flow had in that run: its results may be of any of them.
+    attempts: int = 1
+    #: Whether the calls were chosen for a plain flow; an async one may have called otherwise by what it awaited.
+    is_plain: bool = False
+
+
 #: Stands for encoded JSON that is not there. It is told by identity: no other Raw of no bytes is valid JSON.
 ABSENT = msgspec.Raw(b"")
 
@@ -136,6 +148,8 @@ class StateChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     key: str | None = None
     #: The run that this one repeats: a retry or a rerun of it, or the replay of its dead letter.
     repeats: str | None = None
+    #: What it may take of another run's results.
+    reuse: Reuse | None = None
 
     #: What the flow returned, still encoded as JSON; ``ABSENT`` where it did not travel.
     result: msgspec.Raw = ABSENT

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
@@ -10,10 +12,12 @@ from types import TracebackType
 
 from engine.broker import Broker, Partition, Record, Source
 from engine.errors import EventError
+from engine.events import Position
 from engine.kafka import KafkaBroker
 from engine.logs import logger
 from engine.settings import load
 from engine.states import Epochs, Ownership, State, StateChange, is_ownership, read, type_of
+from engine.telemetry import Tracer
 
 _POLL_SECONDS = 0.2
 _POLL_RECORDS = 1_000
@@ -52,6 +56,31 @@ class Deduplicator:
         return True
 
 
+class Changes:
+    """What records of the state topic say to a subscriber; pure but for a line in the log."""
+
+    def __init__(self) -> None:
+        self._known: dict[Partition, Deduplicator] = {}
+
+    def take(self, record: Record) -> StateChange | None:
+        """The change that it carries; None for a repeat, a void one, what is none, and what cannot be read."""
+        known = self._known.setdefault((record.topic, record.partition), Deduplicator())
+        if is_ownership(type_of(record.headers)):
+            known.begin_epoch(record.offset)
+            return None
+        try:
+            change = read(record.value, record.headers)
+        except EventError as error:
+            # A subscriber can do nothing about it; the dispatcher that owns the partition says so, too.
+            logger.error("unreadable record on the state topic", origin=str(record.position), error=str(error))
+            return None
+        return None if change is None or isinstance(change, Ownership) or not known.is_new(change) else change
+
+    def clear(self) -> None:
+        """Begin to compare anew: what another member delivered in between is unknown here."""
+        self._known.clear()
+
+
 class Subscription:
     """An async iterator over state changes; also an async context manager, which closes it."""
 
@@ -67,9 +96,17 @@ class Subscription:
         states: Collection[State] = (),
         on_caught_up: Callable[[], None] | None = None,
         owned_broker: bool = False,
+        traced_as: str = "",
     ) -> None:
-        """``on_caught_up`` is called once, when all that was there at the start was read; what it raises, we raise."""
+        """``on_caught_up`` is called once, when all that was there at the start was read; what it raises, we raise.
+
+        ``traced_as`` is the name under which it is traced how long each change was dealt with, where anything is traced.
+        """
         self._broker = broker
+        self._traced_as = traced_as
+        self._tracer: Tracer | None = None
+        #: The change that is being dealt with, where it lies, and since when; None where nobody traces it.
+        self._delivered: tuple[StateChange, Position, float] | None = None
         self._owned_broker = owned_broker
         self._on_caught_up = on_caught_up
         self._ends: dict[Partition, int] = {}
@@ -78,7 +115,7 @@ class Subscription:
         self._run_id = run_id
         self._states = frozenset(states)
         self._source: Source = broker.source([topic], group=group, from_latest=not from_beginning, on_assigned=self._assigned)
-        self._known: dict[Partition, Deduplicator] = {}
+        self._known = Changes()
         self._done: dict[Partition, int] = {}
         self._uncommitted = 0
         self._is_started = False
@@ -89,6 +126,8 @@ class Subscription:
         if not self._is_started:
             await self._source.start()
             self._is_started = True
+            if self._traced_as and (tracer := Tracer.from_environment(self._traced_as)).is_on:
+                self._tracer = tracer
             if self._on_caught_up is not None:
                 self._ends = await self._find_ends()
         return self
@@ -105,18 +144,23 @@ class Subscription:
         return self
 
     async def __anext__(self) -> StateChange:
+        self._trace()
         if self._changes is None:
             self._changes = self._iterate()
         return await anext(self._changes)
 
     async def close(self) -> None:
         """Commit what was delivered (with a group), and disconnect."""
+        self._trace()
         if self._is_started:
             await self._commit()
             await self._source.close()
             self._is_started = False
         if self._owned_broker:
             await self._broker.close()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
+            self._tracer = None
 
     async def _iterate(self) -> AsyncIterator[StateChange]:
         await self.start()
@@ -125,6 +169,8 @@ class Subscription:
             for record in await self._source.poll(timeout_seconds=_POLL_SECONDS, max_records=_POLL_RECORDS):
                 change = self._read(record)
                 if change is not None:
+                    if self._tracer is not None:
+                        self._delivered = (change, record.position, time.time())
                     yield change
                 # After the yield: a change counts as delivered when the next one is asked for.
                 self._done[record.topic, record.partition] = record.offset + 1
@@ -144,17 +190,8 @@ class Subscription:
             tell()
 
     def _read(self, record: Record) -> StateChange | None:
-        known = self._known.setdefault((record.topic, record.partition), Deduplicator())
-        if is_ownership(type_of(record.headers)):
-            known.begin_epoch(record.offset)
-            return None
-        try:
-            change = read(record.value, record.headers)
-        except EventError as error:
-            # A subscriber can do nothing about it; the dispatcher that owns the partition says so, too.
-            logger.error("unreadable record on the state topic", origin=str(record.position), error=str(error))
-            return None
-        if change is None or isinstance(change, Ownership) or not known.is_new(change):
+        change = self._known.take(record)
+        if change is None:
             return None
         wanted = (
             (not self._flows or change.flow in self._flows)
@@ -163,8 +200,14 @@ class Subscription:
         )
         return change if wanted else None
 
+    def _trace(self) -> None:
+        """The change delivered last has been dealt with."""
+        if self._delivered is not None and self._tracer is not None:
+            change, position, since = self._delivered
+            self._delivered = None
+            self._tracer.receive(change, position, self._group, since, time.time())
+
     async def _assigned(self, partitions: object) -> dict[Partition, int]:
-        # What another member delivered in between is unknown here: begin to compare anew.
         self._known.clear()
         return {}
 
@@ -190,6 +233,9 @@ def subscribe(
     or ``from_beginning``. Filters are by flow names, one run, and states. Changes of one run come in order of ``seq``;
     after a restart with a group the last ones may come again.
 
+    Where the ``OTEL_*`` variables say where spans go, each change that is dealt with leaves one in its run's trace, from
+    when it was given to when the next one is asked for.
+
     Raises SettingsError at once, KafkaUnavailable and TopicError at the first change (or ``async with``).
     """
     settings = load({"app": app, "kafka": kafka}, os.environ, Path.cwd())
@@ -202,4 +248,5 @@ def subscribe(
         run_id=run_id,
         states=states,
         owned_broker=True,
+        traced_as=f"{settings.app}-subscriber",
     )

@@ -15,12 +15,13 @@ from typing import Any
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import Decision, Sampler
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from engine.events import Position
-from engine.states import Failure, StateChange
+from engine.runs import FlowRun
+from engine.states import Failure, State, StateChange
 
 # Messaging conventions.
 _SYSTEM = "messaging.system"
@@ -45,6 +46,8 @@ _STATE = "engine.state"
 _SEQ = "engine.seq"
 
 _SCOPE = InstrumentationScope("engine")
+#: Spans that may wait for their export, about a kilobyte each.
+_QUEUE_SPANS = 16_384
 _SAMPLED = frozenset("13579bdf")
 
 
@@ -82,9 +85,13 @@ def attempt_context(run_traceparent: str, task_run_id: str, attempt: int) -> str
 class Tracer:
     """Makes the spans of one process. Without a processor it makes none."""
 
+    __slots__ = ("_follows", "_processor", "_resource", "_sampler")
+
     def __init__(self, processor: SpanProcessor | None, sampler: Sampler | None, resource: Resource | None) -> None:
         self._processor = processor
         self._sampler = sampler
+        #: Whether a producer's word counts, as it does unless another sampler was asked for.
+        self._follows = sampler is None or isinstance(sampler, ParentBased)
         self._resource = resource
 
     @classmethod
@@ -100,7 +107,9 @@ class Tracer:
 
         resource = Resource.create() if "OTEL_SERVICE_NAME" in environment else Resource.create({"service.name": service})
         sampler = TracerProvider(resource=resource, shutdown_on_exit=False).sampler
-        return cls(BatchSpanProcessor(OTLPSpanExporter()), sampler, resource)
+        # Room for what is made in a moment: beyond it spans are dropped, and a busy engine makes thousands a second.
+        room = None if "OTEL_BSP_MAX_QUEUE_SIZE" in environment else _QUEUE_SPANS
+        return cls(BatchSpanProcessor(OTLPSpanExporter(), max_queue_size=room), sampler, resource)
 
     @property
     def is_on(self) -> bool:
@@ -108,15 +117,25 @@ class Tracer:
         return self._processor is not None
 
     def begin(self, producer: str | None, position: Position) -> str:
-        """The context of the ``process`` span of a record: in the producer's trace, or at the root of a new one."""
-        if producer is not None:
-            return child_of(producer, position, "process") if self.is_on else producer
-        trace_id = os.urandom(16).hex()
-        flags = "00"
-        if self._sampler is not None:
-            decision = self._sampler.should_sample(None, int(trace_id, 16), "process").decision
-            flags = "01" if decision is Decision.RECORD_AND_SAMPLE else "00"
-        return f"00-{trace_id}-{os.urandom(8).hex()}-{flags}"
+        """The context of the ``process`` span of a record: in the producer's trace, or at the root of a new one.
+
+        Here it is decided whether anything is recorded of what the event starts; all else goes by the context alone.
+        """
+        if producer is None:
+            trace_id = os.urandom(16).hex()
+            return f"00-{trace_id}-{os.urandom(8).hex()}-{self._decide(trace_id)}"
+        if not self.is_on:
+            return producer
+        if not self._follows:
+            producer = f"{producer[:53]}{self._decide(trace_id_of(producer))}"
+        return child_of(producer, position, "process")
+
+    def _decide(self, trace_id: str) -> str:
+        """The flags of a trace, as the sampler says."""
+        if self._sampler is None:
+            return "00"
+        decision = self._sampler.should_sample(None, int(trace_id, 16), "process").decision
+        return "01" if decision is Decision.RECORD_AND_SAMPLE else "00"
 
     def process(
         self,
@@ -146,19 +165,29 @@ class Tracer:
         }
         self._end(f"process {position.topic}", SpanKind.CONSUMER, context, producer, start, end, attributes, None, links)
 
-    def run(self, context: str, parent: str, change: StateChange, app: str, started_at: float, failure: Failure | None) -> None:
-        """A flow run has ended with ``change``."""
+    def run(self, context: str, change: StateChange, app: str, run: FlowRun) -> None:
+        """``change`` has begun or ended an attempt of a flow, or the whole of the run, whose span is ``context``.
+
+        That one is made in the end. A begin leaves a mark without length beside it, at once: a run of an hour is to be
+        found, and seen to be under way, from its first second on.
+        """
         if self._processor is None or not is_sampled(context):
             return
-        attributes = {
+        name, parent, at = change.flow, run.traceparent, change.at.timestamp()
+        attributes: dict[str, Any] = {
             _APP: app,
-            _FLOW: change.flow,
+            _FLOW: name,
             _RUN_ID: change.run_id,
             _STATE: change.state.value,
             _ATTEMPT: change.attempt,
         }
-        end = change.at.timestamp()
-        self._end(f"run {change.flow}", SpanKind.INTERNAL, context, parent, started_at, end, attributes, failure)
+        if change.state is State.RUNNING:
+            mark = child_of(context, "start", change.attempt)
+            self._end(f"start {name}", SpanKind.INTERNAL, mark, parent, at, at, attributes, None)
+        elif change.state.is_end:
+            began_at = run.began_at or run.running_at or at  # it may have been cancelled before
+            attributes[_QUEUE_SECONDS] = max(0.0, began_at - run.scheduled_at)
+            self._end(f"run {name}", SpanKind.INTERNAL, context, parent, began_at, at, attributes, change.error)
 
     def attempt(
         self,
@@ -175,20 +204,24 @@ class Tracer:
         worker: str,
         failure: Failure | None,
     ) -> None:
-        """An attempt of a task has ended on this worker."""
+        """An attempt of a task has ended on this worker. The first says how long it waited; others have a link to the last."""
         if self._processor is None or not is_sampled(run_context):
             return
-        attributes = {
+        attributes: dict[str, Any] = {
             _FLOW: flow,
             _RUN_ID: run_id,
             _TASK: task,
             _TASK_RUN_ID: task_run_id,
             _ATTEMPT: attempt,
-            _QUEUE_SECONDS: max(0.0, started_at - scheduled_at),
             _WORKER: worker,
         }
+        links: tuple[Link, ...] = ()
+        if attempt == 1:
+            attributes[_QUEUE_SECONDS] = max(0.0, started_at - scheduled_at)
+        else:
+            links = (Link(_context(attempt_context(run_context, task_run_id, attempt - 1))),)
         context = attempt_context(run_context, task_run_id, attempt)
-        self._end(f"task {task}", SpanKind.INTERNAL, context, run_context, started_at, ended_at, attributes, failure)
+        self._end(f"task {task}", SpanKind.INTERNAL, context, run_context, started_at, ended_at, attributes, failure, links)
 
     def send(
         self,
@@ -214,6 +247,25 @@ class Tracer:
             attributes[_TASK_RUN_ID] = change.task_run_id
         links = () if repeat_of is None else (Link(_context(repeat_of)),)
         self._end(f"send {topic}", SpanKind.PRODUCER, context, parent, start, end, attributes, None, links)
+
+    def receive(self, change: StateChange, position: Position, group: str | None, start: float, end: float) -> None:
+        """A subscriber has dealt with a change: parent is the span of its ``send``. Its id is new: there may be many."""
+        sent = change.traceparent
+        if self._processor is None or sent is None or not is_sampled(sent):
+            return
+        attributes: dict[str, Any] = {
+            **_messaging(position.topic, "process", "process"),
+            _PARTITION: str(position.partition),
+            _OFFSET: position.offset,
+            _RUN_ID: change.run_id,
+            _STATE: change.state.value,
+            _SEQ: change.seq,
+        }
+        if group is not None:
+            attributes[_GROUP] = group
+        context = f"{sent[:36]}{os.urandom(8).hex()}{sent[52:]}"
+        links = (Link(_context(sent)),)
+        self._end(f"process {position.topic}", SpanKind.CONSUMER, context, sent, start, end, attributes, None, links)
 
     def flush(self) -> None:
         """Export what is waiting; blocks for at most a few seconds."""

@@ -1,4 +1,4 @@
-"""Records of the state and dead-letter topics as engines would have written them, for tests of the history."""
+"""Records of the state, dead-letter and log topics as engines would have written them, for tests of the history."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import msgspec
 
 from engine.broker import Record
 from engine.dead_letters import Details, Mark, Marked, write_letter, write_mark
+from engine.declarations import Declaration, write_declaration
 from engine.events import Headers, Position
+from engine.run_logs import LogBatch, LogMail, encode_batch, headers_of, line_of
 from engine.states import Envelope, Failure, Origin, Ownership, State, StateChange, encode, utc, write_ownership
 
-STATES, LETTERS = "app.states", "app.dead-letters"
+STATES, LETTERS, LOGS = "app.states", "app.dead-letters", "app.logs"
 BEGIN = 1_700_000_000.0
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 class Topics:
-    """Two topics that are written to; ``records`` has all of them in an order in which a reader may get them."""
+    """Three topics that are written to; ``records`` has all of them in an order in which a reader may get them."""
 
     def __init__(self, seed: int = 0, *, gaps: bool = True) -> None:
         self._gaps = gaps
@@ -55,6 +57,11 @@ class Topics:
     def ownership(self, partition: int = 0) -> int:
         return self.append(STATES, partition, *write_ownership("app", Ownership(partition, "me", self.now())))
 
+    def declaration(self, name: str, *, partition: int = 0, at: datetime | None = None, signature: str = "") -> Declaration:
+        made = Declaration(name, signature or f"{name}()", at or self.now(), {"type": "object"}, {})
+        self.append(STATES, partition, *write_declaration("app", made), name.encode())
+        return made
+
     def letter(
         self, origin: Position, *, partition: int = 0, reason: str = "malformed-data", **more: Any
     ) -> tuple[int, Details]:
@@ -66,6 +73,14 @@ class Topics:
     def mark(self, letter_id: str, details: Details, marked: Marked, replay: str | None = None) -> None:
         made = write_mark(LETTERS, Mark(marked, letter_id, details.identity, self.now().isoformat(), replay))
         self.append(LETTERS, made.partition or 0, made.value, made.headers)
+
+    def log(self, run_id: str, *messages: str, task: str | None = "price/0", level: int = 20, partition: int = 0) -> None:
+        at = self.now().timestamp()
+        lines = tuple(line_of(at, level, "orders", message) for message in messages)
+        said_by = {} if task is None else {"task": task.partition("/")[0], "task_run_id": f"{run_id}/{task}"}
+        value = encode_batch(LogBatch(run_id=run_id, flow="fulfil", attempt=1, trace_id=TRACE[3:35], lines=lines, **said_by))
+        mail = LogMail(run_id, f"worker/{len(self.records)}", at, TRACE, len(lines), value)
+        self.append(LOGS, partition, value, headers_of("app", mail), run_id.encode())
 
 
 def origin(offset: int, *, topic: str = "orders") -> Origin:
@@ -131,10 +146,16 @@ def a_busy_day(seed: int, runs: int = 10, partitions: int = 3, gaps: bool = True
         elif happening > 0.8:
             topics.append(STATES, partition, b"\x00", (("ce_type", b"engine.checkpoint_part"),))
             topics.append(STATES, partition, b"{", (("ce_type", b"engine.flow_run.running"),))
+            topics.declaration(f"flow-{partition}", partition=partition)
         elif happening > 0.75:
             place = chance.randrange(2)
             offset, details = topics.letter(Position("orders", 0, chance.randrange(30)), partition=place)
             if chance.random() < 0.5:
                 topics.mark(f"{place}/{offset}", details, chance.choice(list(Marked)), "replay-1")
+        elif happening > 0.6:
+            topics.log(current.run_id, "first", f"of change {current.seq}", partition=int(current.run_id, 16) % 2)
+            if happening > 0.72:
+                topics.append(LOGS, 0, b"{", (("ce_type", b"engine.logs"),))
+    topics.append(LOGS, 0, encode({"of": "the future"}), (("ce_type", b"engine.from_the_future"),))
     topics.append(STATES, 0, encode({"of": "the future"}), (("ce_type", b"engine.from_the_future"),))
     return topics

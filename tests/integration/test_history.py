@@ -16,7 +16,7 @@ from engine.history_schema import TABLES
 from engine.kafka import KafkaBroker
 from engine.settings import Settings
 from tests.app_under_test import fresh_settings
-from tests.history_records import LETTERS, a_busy_day
+from tests.history_records import LETTERS, LOGS, a_busy_day
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ async def write(broker: KafkaBroker, settings: Settings, records: list[Record]) 
     await sink.start()
     outgoing = [
         Outgoing(
-            settings.dead_letters_topic if record.topic == LETTERS else settings.states_topic,
+            {LETTERS: settings.dead_letters_topic, LOGS: settings.logs_topic}.get(record.topic, settings.states_topic),
             *(record.key, record.value, record.headers, record.partition),
         )
         for record in records
@@ -68,7 +68,8 @@ async def write(broker: KafkaBroker, settings: Settings, records: list[Record]) 
 async def test_killed_in_the_middle_it_ends_with_the_tables_of_a_rebuild(kafka: str, tmp_path: Path) -> None:
     settings = fresh_settings(kafka=kafka)
     broker = KafkaBroker(settings)
-    await broker.ensure_topics([TopicSpec(settings.states_topic, PARTITIONS), TopicSpec(settings.dead_letters_topic, 2)])
+    beside = [TopicSpec(name, 2) for name in (settings.dead_letters_topic, settings.logs_topic)]
+    await broker.ensure_topics([TopicSpec(settings.states_topic, PARTITIONS), *beside])
     path, again = str(tmp_path / "history.db"), str(tmp_path / "again.db")
     records = a_busy_day(11, runs=600, partitions=PARTITIONS, gaps=False).records
     third = len(records) // 3
@@ -99,4 +100,5 @@ async def test_killed_in_the_middle_it_ends_with_the_tables_of_a_rebuild(kafka: 
     assert tables(path) == tables(again)
     assert len(tables(path)["runs"]) == 600
     assert tables(path)["letters"]
+    assert tables(path)["logs"]
     await broker.close()

@@ -10,7 +10,7 @@ import httpx
 import msgspec
 import pytest
 
-import engine.gateway as gateway_module
+import engine.event_taker as taker_module
 from engine.broker import Outgoing, Record, TopicSpec
 from engine.errors import SettingsError
 from engine.events import Position, read
@@ -280,7 +280,7 @@ async def test_many_bodies_at_once_cannot_fill_the_memory(http: httpx.AsyncClien
 
 
 async def test_a_body_that_never_comes_whole_is_given_up(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_module, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(taker_module, "BODY_SECONDS", 0.05)
     reader, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
     writer.write(b"POST /events/orders HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
     assert b" 408 " in await reader.readline()

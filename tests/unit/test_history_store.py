@@ -17,14 +17,14 @@ from engine.history_schema import TABLES
 from engine.history_store import IN_MEMORY, HistoryStore
 from engine.projection import read_all
 from engine.states import State
-from tests.history_records import BEGIN, STATES, Topics, a_busy_day, a_run
+from tests.history_records import BEGIN, LOGS, STATES, Topics, a_busy_day, a_run
 
 #: Nothing is too old, nothing too much.
 KEEP = (BEGIN, 1e9, 1_000_000, 1e9)
 
 
 def take(store: HistoryStore, records: list[Record]) -> None:
-    store.write(read_all(records, STATES), store.offsets())
+    store.write(read_all(records, STATES, LOGS), store.offsets())
 
 
 def tables(store: HistoryStore) -> dict[str, list[tuple[object, ...]]]:
@@ -60,6 +60,7 @@ def test_tables_filled_in_any_batches_with_crashes_between_equal_those_made_anew
         place += size
     assert tables(store) == tables(whole)
     assert len(tables(store)["runs"]) == 10
+    assert tables(store)["logs"]
 
 
 def crash(store: HistoryStore, records: list[Record]) -> None:
@@ -152,6 +153,53 @@ def test_a_repeat_of_a_forgotten_run_makes_no_new_one() -> None:
     topics.put(scheduled)
     take(store, topics.records)
     assert tables(store)["runs"] == []
+
+
+def test_lines_that_come_after_their_run_was_forgotten_go_with_it() -> None:
+    topics = Topics()
+    a_run(topics, "run")
+    topics.log("run", "early")
+    store = filled(topics.records)
+    assert len(tables(store)["logs"]) == 1
+    store.forget(BEGIN, 1e9, 0, 1e9)
+    assert tables(store)["logs"] == []
+    topics.log("run", "late")
+    topics.log("another", "of a run that is not read yet")
+    take(store, topics.records)
+    assert [row[1] for row in tables(store)["logs"]] == ["another"]
+
+
+def test_old_lines_go_whatever_became_of_their_run() -> None:
+    topics = Topics()
+    topics.log("run", "old")
+    store = filled(topics.records)
+    store.forget(topics.now().timestamp() + 100, 50, 1_000_000, 1e9)
+    assert tables(store)["logs"] == []
+
+
+@pytest.mark.parametrize(("lines", "size"), [(7, 1_000_000), (1_000, 2_500)])
+def test_of_a_run_that_says_too_much_the_latest_is_kept_however_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, lines: int, size: int
+) -> None:
+    monkeypatch.setattr("engine.history_store.KEPT_LINES", lines)
+    monkeypatch.setattr("engine.history_store.KEPT_LOG_BYTES", size)
+    topics = Topics()
+    for number in range(30):
+        topics.log("loud", f"{number} a", f"{number} b")
+        if number % 10 == 0:
+            topics.log("quiet", str(number), partition=1)
+    whole = filled(topics.records)
+    for pace in (1, 4):
+        store = filled([])
+        for start in range(0, len(topics.records), pace):
+            take(store, topics.records[start : start + pace])
+        assert tables(store) == tables(whole)
+    rows = whole.connection.execute("SELECT run_id, lines, content FROM logs ORDER BY place").fetchall()
+    kept = [row for row in rows if row[0] == "loud"]
+    assert sum(row[1] for row in kept) <= lines
+    assert 2 <= len(kept) < 30
+    assert b"29 b" in kept[-1][2]
+    assert len([row for row in rows if row[0] == "quiet"]) == 3
 
 
 def test_a_second_writer_is_refused_and_a_database_goes_on_where_it_was(tmp_path: Path) -> None:

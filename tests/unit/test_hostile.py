@@ -12,13 +12,13 @@ import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from starlette.requests import Request
 
-from engine import gateway
+from engine import http_events
 from engine.broker import Outgoing, Record
 from engine.cli_changes import as_line
 from engine.errors import EngineError, EventError
 from engine.events import Headers, Position, RawEvent, Reason, decode_data, from_structured, read, to_headers, valid_traceparent
+from engine.http_answers import refusal
 from engine.settings import Settings
 from engine.states import Envelope, Failure, State, StateChange, is_scheduled, type_of, utc
 from engine.states import read as read_change
@@ -48,7 +48,7 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
 sys.addaudithook(_hook)
 # Types are read from their annotations, which Python evaluates, when the first batch is decoded: not while anybody watches.
 with contextlib.suppress(EventError):
-    gateway._batch(b"[{}]", (), HERE)
+    http_events._batch(b"[{}]", (), HERE)
 
 
 @contextlib.contextmanager
@@ -139,13 +139,12 @@ _http_headers = st.lists(
 @given(st.one_of(hostile.values.map(lambda value: value or b""), hostile.structured), _http_headers)
 def test_an_http_request_is_written_as_it_would_be_read_or_refused(body: bytes, headers: list[tuple[str, bytes]]) -> None:
     raw = [(name.encode("latin-1", "replace").lower(), value) for name, value in headers]
-    request = Request({"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": raw})
     try:
         with watched():
-            events = gateway._events(request, "hostile", body)
-        outgoing = [gateway._outgoing("hostile", event) for event in events]
+            events = http_events.events_of(raw, "hostile", body)
+        outgoing = [http_events.outgoing_of("hostile", event) for event in events]
     except EngineError as error:
-        answer = gateway._refusal(error)
+        answer = refusal(error)
         assert 400 <= answer.status_code < 500
         assert msgspec.json.decode(answer.body)["reason"]
         return

@@ -14,17 +14,18 @@ from engine.history import History, RunFilter
 from engine.history_schema import KEPT_BYTES
 from engine.history_store import IN_MEMORY, HistoryStore
 from engine.letter_lists import LetterList, Status
+from engine.log_rows import LogFilter
 from engine.projection import read_all
-from engine.states import State
+from engine.states import State, StateChange
 from engine.subscriber import Deduplicator
 from engine.task_rows import attempts_of
-from tests.history_records import BEGIN, LETTERS, STATES, Topics, a_busy_day, a_run, origin
+from tests.history_records import BEGIN, LETTERS, LOGS, STATES, TRACE, Topics, a_busy_day, a_run, origin
 
 
 def history_of(topics: Topics) -> History:
     store = HistoryStore(IN_MEMORY, "app")
     store.open()
-    store.write(read_all(topics.records, STATES), {})
+    store.write(read_all(topics.records, STATES, LOGS), {})
     return History(store.connection, IN_MEMORY)
 
 
@@ -92,14 +93,14 @@ def test_the_changes_kept_are_those_that_a_subscriber_gets() -> None:
         known: dict[int, Deduplicator] = {}
         expected: dict[str, list[int]] = {}
         for record in topics.records:
-            if record.topic == LETTERS:
+            if record.topic in (LETTERS, LOGS):
                 continue
             one = known.setdefault(record.partition, Deduplicator())
             [reading] = read_all([record], STATES).readings
             said = reading.said
             if hasattr(said, "owner"):
                 one.begin_epoch(record.offset)
-            elif said is not None and one.is_new(said):  # type: ignore[arg-type]
+            elif isinstance(said, StateChange) and one.is_new(said):
                 expected.setdefault(said.run_id, []).append(said.seq)  # type: ignore[union-attr]
         for run_id, seqs in expected.items():
             run = found.run(run_id)
@@ -247,6 +248,33 @@ def test_flows_are_judged_by_their_last_runs_and_minutes_count_states() -> None:
     assert oldest.run_id == "open"
 
 
+def test_lines_of_a_run_come_in_their_order_page_by_page_and_as_they_are_wanted() -> None:
+    topics = Topics()
+    a_run(topics, "run")
+    for number in range(200):
+        topics.log("run", f"{number} a", f"{number} b", task=f"price/0.{number}", level=40 if number == 7 else 20)
+        topics.log("other", "not mine")
+    topics.log("run", "of the flow", task=None, level=10)
+    found = history_of(topics)
+    lines = found.logs("run")
+    assert [line.message for line in lines] == [f"{n} {part}" for n in range(200) for part in "ab"] + ["of the flow"]
+    assert [line.seq for line in lines] == sorted({line.seq for line in lines})
+    paged = found.logs("run", limit=3)
+    while page := found.logs("run", after=paged[-1].seq, limit=150):
+        paged += page
+    assert paged == lines
+    assert found.logs("run", limit=5, wanted=LogFilter(latest=True)) == lines[-5:]
+    assert found.logs("run", wanted=LogFilter(latest=True)) == lines
+    assert [line.message for line in found.logs("run", wanted=LogFilter(level="warning"))] == ["7 a", "7 b"]
+    assert len(found.logs("run", wanted=LogFilter(task="price"))) == 400
+    assert [line.message for line in found.logs("run", wanted=LogFilter(task="price/0.19"))] == ["19 a", "19 b"]
+    first, last = lines[0], lines[-1]
+    assert (first.name, first.attempt, first.level, first.logger) == ("price/0.0", 1, "info", "orders")
+    assert (first.trace_id, last.name, last.level) == (TRACE[3:35], None, "debug")
+    assert BEGIN < first.at < last.at
+    assert found.logs("nobody") == []
+
+
 def test_a_reader_sees_what_a_projector_has_written_to_a_file(tmp_path: Path) -> None:
     path = str(tmp_path / "his tory?.db")
     store = HistoryStore(path, "app")
@@ -258,3 +286,19 @@ def test_a_reader_sees_what_a_projector_has_written_to_a_file(tmp_path: Path) ->
         assert found.run("run") is not None
         assert found.offsets() == {(STATES, 0): topics.records[-1].offset + 1}
     store.close()
+
+
+def test_of_each_flow_the_newest_declaration_is_kept() -> None:
+    topics = Topics()
+    old, new = topics.now(), topics.now()
+    topics.declaration("fulfil", at=new, signature="fulfil(order)")
+    topics.declaration("fulfil", at=old, signature="fulfil()")
+    other = topics.declaration("another")
+    topics.append(STATES, 0, b"{", (("ce_type", b"engine.flow"),))
+    found = history_of(topics)
+    assert [(one.name, one.signature) for one in found.declarations()] == [
+        ("another", "another()"),
+        ("fulfil", "fulfil(order)"),
+    ]
+    assert found.declarations()[0] == other
+    assert not found.runs().items

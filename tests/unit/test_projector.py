@@ -21,7 +21,8 @@ SETTINGS = Settings(app="app", http="", state_partitions=2, history_retention_se
 
 async def broker_with(*run_ids: str) -> MemoryBroker:
     broker = MemoryBroker()
-    await broker.ensure_topics([TopicSpec(SETTINGS.states_topic, 2), TopicSpec(SETTINGS.dead_letters_topic, 1)])
+    names = (SETTINGS.states_topic, SETTINGS.dead_letters_topic, SETTINGS.logs_topic)
+    await broker.ensure_topics([TopicSpec(name, 2) for name in names])
     await write(broker, *run_ids)
     return broker
 
@@ -85,7 +86,8 @@ async def test_without_topics_it_waits_for_an_engine_to_make_them(tmp_path: Path
     projector = Projector(SETTINGS, broker, HistoryStore(path, "app"))
     running = asyncio.create_task(projector.run())
     await eventually(Path(path).exists)
-    await broker.ensure_topics([TopicSpec(SETTINGS.states_topic, 2), TopicSpec(SETTINGS.dead_letters_topic, 1)])
+    names = (SETTINGS.states_topic, SETTINGS.dead_letters_topic, SETTINGS.logs_topic)
+    await broker.ensure_topics([TopicSpec(name, 2) for name in names])
     await write(broker, "one")
     await eventually(lambda: runs(path) == {"one"})
     projector.stop()

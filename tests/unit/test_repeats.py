@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from engine.command_errors import NotFound, NotRepeatable
-from engine.repeats import History, Kind, repeat
+from engine.repeats import Kind, Story, repeat
 from engine.settings import Settings
 from engine.states import Origin, State, StateChange, utc
 from engine.translator import write_scheduled
@@ -27,8 +27,8 @@ SCHEDULED = StateChange(
 )
 
 
-def history(end: State | None, *others: StateChange) -> History:
-    made = History()
+def history(end: State | None, *others: StateChange) -> Story:
+    made = Story()
     made.take(RUN, SCHEDULED)
     if end is not None:
         made.take(RUN, msgspec.structs.replace(SCHEDULED, state=end, seq=2))
@@ -37,7 +37,7 @@ def history(end: State | None, *others: StateChange) -> History:
     return made
 
 
-def made(history: History, kind: Kind = Kind.RETRY, request: str | None = None) -> StateChange:
+def made(history: Story, kind: Kind = Kind.RETRY, request: str | None = None) -> StateChange:
     return repeat(RUN, history, kind, request, 5.0)
 
 
@@ -65,7 +65,7 @@ def test_what_is_open_or_unknown_is_not_repeated() -> None:
     with pytest.raises(NotRepeatable, match="runs watch"):
         made(history(None), Kind.RERUN)
     with pytest.raises(NotFound):
-        made(History())
+        made(Story())
 
 
 def test_a_request_makes_the_same_run_and_another_request_another() -> None:

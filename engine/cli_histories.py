@@ -1,0 +1,71 @@
+"""The history that a command looks at: the database where there is one, else one made in memory from the topics."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from engine import logs
+from engine.cli_output import say
+from engine.history import History
+from engine.history_store import IN_MEMORY, HistoryStore
+from engine.kafka import KafkaBroker
+from engine.projector import Projector
+from engine.run_finder import Histories
+from engine.settings import Settings
+
+#: Without a database so many records are read of each topic, the latest: some seconds.
+LAST_RECORDS = 200_000
+
+
+class Look:
+    """A history that a command looks at, perhaps again and again."""
+
+    def __init__(self, history: History, projector: Projector | None = None) -> None:
+        self.history = history
+        self._projector = projector
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it was made of the last records of the topics alone."""
+        return self._projector is not None and self._projector.is_cut
+
+    async def again(self) -> None:
+        """See what has come since. Raises KafkaUnavailable, TopicError and the errors of the history."""
+        if self._projector is not None:  # else a projector of its own keeps the database up to date
+            await self._projector.catch_up()
+
+
+@asynccontextmanager
+async def looking(settings: Settings) -> AsyncIterator[Look]:
+    """An open history. Raises KafkaUnavailable, TopicError and the errors of the history."""
+    logs.configure(level="WARNING")
+    if (histories := histories_of(settings)) is not None:
+        with histories() as found:
+            yield Look(found)
+        return
+    broker = KafkaBroker(settings)
+    store = HistoryStore(IN_MEMORY, settings.app)
+    projector = Projector(settings, broker, store, last_records=LAST_RECORDS, with_logs=False)
+    try:
+        records = await projector.catch_up()
+        if projector.is_cut:
+            say(f"no history database (setting history): read the last {records:,} records alone; older runs are missing")
+        yield Look(History(store.connection, IN_MEMORY), projector)
+    finally:
+        await projector.close()
+        await broker.close()
+
+
+@asynccontextmanager
+async def history_of(settings: Settings) -> AsyncIterator[History]:
+    """The same, for one look."""
+    async with looking(settings) as look:
+        yield look.history
+
+
+def histories_of(settings: Settings) -> Histories | None:
+    """How to open the database; None where there is none."""
+    path = settings.history_path
+    return (lambda: History.open(path)) if path and Path(path).is_file() else None

@@ -1,0 +1,28 @@
+"""The pictures of the README: written only where ENGINE_SCREENSHOTS is set, in this folder's ``screenshots``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import Shop
+
+FOLDER = Path(__file__).parent / "screenshots"
+LARGEST_BYTES = 150_000
+
+
+@pytest.mark.skipif(not os.environ.get("ENGINE_SCREENSHOTS"), reason="set ENGINE_SCREENSHOTS=1 to write the pictures")
+@pytest.mark.parametrize("name", ["health", "health-dark", "runs", "run", "graph"])
+def test_take_a_picture(page: Page, shop: Shop, name: str) -> None:
+    story = shop.story
+    address = {"runs": "/runs", "run": f"/runs/{story.summary}", "graph": f"/runs/{story.summary}/graph"}.get(name, "/")
+    page.emulate_media(color_scheme="dark" if name.endswith("dark") else "light")
+    page.set_viewport_size({"width": 1200, "height": 750})
+    page.goto(shop.url + address)
+    expect(page.locator("[data-live]").first).to_have_attribute("data-live", "on")
+    FOLDER.mkdir(exist_ok=True)
+    page.screenshot(path=FOLDER / f"{name}.png")
+    assert (FOLDER / f"{name}.png").stat().st_size < LARGEST_BYTES
