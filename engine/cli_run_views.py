@@ -52,8 +52,8 @@ def runs_as_table(runs: Sequence[RunRow], width: int = _WIDE) -> Table:
     """A line a run, whose id is there whole, to be copied; ``width`` is that of the terminal, in characters."""
     is_wide = width >= _WIDE
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("SCHEDULED", "STATE", "RUN"):
-        table.add_column(name, no_wrap=True)
+    for name, least in ("SCHEDULED", 19 if is_wide else 14), ("STATE", 9), ("RUN", 32):
+        table.add_column(name, no_wrap=True, min_width=least)
     for name in ("FLOW", "KEY", "TASKS", "TOOK", "WHY") if is_wide else ("FLOW", "WHY"):
         table.add_column(name, no_wrap=not is_wide, overflow="fold" if is_wide else "ellipsis")
     for run in runs:
