@@ -59,7 +59,8 @@ async def contest(title: str, sides: Sequence[Side], rounds: int) -> None:
     """Let all sides take turns, the first of them against each of the others; print medians and ratios."""
     found: dict[str, list[Round]] = {side.label: [] for side in sides}
     for number in range(rounds + 1):
-        for side in sides if number % 2 else reversed(sides):
+        turn = number % len(sides)
+        for side in [*sides[turn:], *sides[:turn]]:
             result = await side.subject.run(side.kind, side.number, side.count)
             if number:  # the first one warms up
                 found[side.label].append(result)
