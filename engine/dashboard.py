@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from engine import api, web_app
 from engine.actions import Actions
-from engine.broker import Broker
+from engine.broker import Broker, Partition
 from engine.doorkeeper import Doorkeeper
 from engine.errors import EngineError, SettingsError
 from engine.event_taker import EventTaker
@@ -23,6 +23,7 @@ from engine.http_server import HttpServer
 from engine.login_limits import LoginLimits
 from engine.logs import logger
 from engine.patient_sink import PatientSink
+from engine.prometheus import DashboardMetrics
 from engine.settings import Settings
 from engine.telemetry import Tracer
 from engine.vitals import Vitals
@@ -61,6 +62,7 @@ class Dashboard:
         self._settings, self._broker, self._projecting = settings, broker, projecting
         self._sink = PatientSink(broker)
         self._vitals = Vitals(settings, broker)
+        self._metrics = DashboardMetrics(self._vitals, self._offsets, settings.engines)
         histories = functools.partial(History.open, settings.history_path)
         self._actions = Actions(settings, broker, self._sink, Tracer.from_environment(f"engine-{settings.app}"), histories)
         mounted = Mount(api.ROOT, routes=api.routes(self._actions, histories))
@@ -118,7 +120,16 @@ class Dashboard:
             EventTaker(self._settings, self._sink).route,
             Route("/healthz", self._healthz),
             Route("/readyz", self._readyz),
+            Route("/metrics", self._scrape),
         ]
+
+    async def _scrape(self, request: Request) -> Response:
+        content, content_type = await self._metrics.scrape()
+        return Response(content, headers={"content-type": content_type})
+
+    async def _offsets(self) -> Mapping[Partition, int]:
+        found: Mapping[Partition, int] = await self._parts.reader.ask(lambda history: history.offsets())
+        return found
 
     async def _healthz(self, request: Request) -> Response:
         return json_answer(200, {"status": "ok"})
@@ -147,7 +158,7 @@ class Dashboard:
     async def _behind(self, ends: Mapping[tuple[str, int], int]) -> str:
         settings = self._settings
         try:
-            offsets = await self._parts.reader.ask(lambda history: history.offsets())
+            offsets = await self._offsets()
         except EngineError as error:
             return str(error)
         topics = (settings.states_topic, settings.dead_letters_topic)

@@ -200,7 +200,7 @@ async def test_of_each_event_it_is_told_what_became_of_it(stack: Stack, tmp_path
         ("duplicate", f"duplicate of the event that made summed {run_id}"),
         ("ran", f"made summed {run_id} COMPLETED"),
     ]
-    assert told["none"][0] == ("where", "the where of summed (line 34) said no")
+    assert told["none"][0] == ("where", "the where of summed (line 28) said no")
     assert told["odd"] == [("no-trigger", "no trigger takes type odd; triggers take sum.asked")]
 
 
