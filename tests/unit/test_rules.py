@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import episodes
-from engine.episodes import Episodes
+from engine.episodes import Episodes, Firing
 from engine.errors import DeclarationError
 from engine.rule_tables import read_tables
 from engine.rules import Kind, Rule, rule, rules_of
@@ -53,6 +53,17 @@ def test_so_many_failures_within_the_time_are_told_of_once() -> None:
     assert told(failures(), *(change(at) for at in (1, 2))) == []
     assert told(failures(), *(change(at) for at in (1, 2, 3))) == [pytest.approx(3)]
     assert told(failures(), *(change(at) for at in range(1, 300, 5))) == [pytest.approx(11)], "one long episode"
+
+
+def test_an_episode_is_the_same_one_in_whatever_order_partitions_are_read_again() -> None:
+    changes = [change(120 + at, run_id=str(at)) for at in range(5)]
+    ids = {next(iter(failures_told(order))).episode for order in (changes, changes[::-1], changes[2:] + changes[:2])}
+    assert len(ids) == 1
+
+
+def failures_told(changes: list[StateChange]) -> list[Firing]:
+    book = failures()
+    return [firing for one in changes for firing in book.take(one, 1e6)]
 
 
 def test_failures_that_are_too_far_apart_are_nothing_to_tell() -> None:
