@@ -16,7 +16,7 @@ from engine.history_store import IN_MEMORY, HistoryStore
 from engine.letter_lists import LetterList, Status
 from engine.log_rows import LogFilter
 from engine.projection import read_all
-from engine.states import State
+from engine.states import State, StateChange
 from engine.subscriber import Deduplicator
 from engine.task_rows import attempts_of
 from tests.history_records import BEGIN, LETTERS, LOGS, STATES, TRACE, Topics, a_busy_day, a_run, origin
@@ -100,7 +100,7 @@ def test_the_changes_kept_are_those_that_a_subscriber_gets() -> None:
             said = reading.said
             if hasattr(said, "owner"):
                 one.begin_epoch(record.offset)
-            elif said is not None and one.is_new(said):  # type: ignore[arg-type]
+            elif isinstance(said, StateChange) and one.is_new(said):
                 expected.setdefault(said.run_id, []).append(said.seq)  # type: ignore[union-attr]
         for run_id, seqs in expected.items():
             run = found.run(run_id)
@@ -271,3 +271,19 @@ def test_a_reader_sees_what_a_projector_has_written_to_a_file(tmp_path: Path) ->
         assert found.run("run") is not None
         assert found.offsets() == {(STATES, 0): topics.records[-1].offset + 1}
     store.close()
+
+
+def test_of_each_flow_the_newest_declaration_is_kept() -> None:
+    topics = Topics()
+    old, new = topics.now(), topics.now()
+    topics.declaration("fulfil", at=new, signature="fulfil(order)")
+    topics.declaration("fulfil", at=old, signature="fulfil()")
+    other = topics.declaration("another")
+    topics.append(STATES, 0, b"{", (("ce_type", b"engine.flow"),))
+    found = history_of(topics)
+    assert [(one.name, one.signature) for one in found.declarations()] == [
+        ("another", "another()"),
+        ("fulfil", "fulfil(order)"),
+    ]
+    assert found.declarations()[0] == other
+    assert not found.runs().items
