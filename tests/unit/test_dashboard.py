@@ -25,7 +25,10 @@ from tests.unit.test_web_roles import OPERATE, READ
 from tests.waiting import PATIENCE_SECONDS
 
 #: Everything of the navigation, and what is beside it.
-PATHS = ["/", "/runs", "/flows", "/events", "/dead-letters", "/cluster", "/about", "/login", "/healthz", "/readyz", "/nothing"]
+PATHS = [
+    *("/", "/runs", "/flows", "/events", "/dead-letters", "/cluster", "/about"),
+    *("/login", "/healthz", "/readyz", "/metrics", "/nothing"),
+]
 
 
 def client(dashboard: Dashboard, **more: object) -> httpx.AsyncClient:

@@ -212,6 +212,21 @@ def test_what_became_of_letters_is_what_the_command_says() -> None:
     assert first_page.items + found.letters(all=True, cursor=first_page.cursor).items == lines
 
 
+def test_a_page_of_open_letters_looks_at_a_bounded_number_and_goes_on_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(History, "LOOKED_AT", 4)
+    topics = Topics(gaps=False)
+    for number in range(12):
+        letter, details = topics.letter(Position("orders", 0, number), partition=number % 2)
+        if number not in (0, 9):
+            topics.mark(f"{number % 2}/{letter}", details, Marked.DROPPED)
+    found = history_of(topics)
+    pages = [found.letters(limit=3)]
+    while pages[-1].cursor is not None:
+        pages.append(found.letters(cursor=pages[-1].cursor, limit=3))
+    assert [[line.row.event_offset for line in page.items] for page in pages] == [[9], [], [0], []]
+    assert found.letters(all=True, limit=50).cursor is None
+
+
 def test_flows_are_judged_by_their_last_runs_and_minutes_count_states() -> None:
     topics = Topics()
     for number in range(4):
