@@ -16,7 +16,7 @@ import msgspec
 from engine.history_store import is_in_use
 from engine.logs import logger
 from engine.processes import leashed
-from engine.settings import Settings
+from engine.settings import HTTP_SECRETS, Settings
 
 #: How often it is looked whether another writer has gone.
 _LOOK_SECONDS = 1.0
@@ -46,9 +46,7 @@ class ProjectorProcess:
         self._is_fresh = fresh
         self._settings = settings
         # It is to see Kafka and the disk; who may look at pages is none of its business.
-        self._environment = {
-            name: text for name, text in environment.items() if name not in ("ENGINE_HTTP_TOKEN", "ENGINE_HTTP_READ_TOKEN")
-        }
+        self._environment = {name: text for name, text in environment.items() if name not in HTTP_SECRETS}
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self._last_line = b""

@@ -26,11 +26,15 @@ class Beside:
         self.is_elsewhere = False
         self._projector = Projector(settings, broker, HistoryStore(settings.history_path, settings.app))
 
+        self._stopping = asyncio.Event()
+
     async def run(self) -> None:
         await self._projector.run()
+        await self._stopping.wait()
 
     def stop(self) -> None:
         self._projector.stop()
+        self._stopping.set()
 
 
 async def a_log(*topics: str) -> MemoryBroker:

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import engine.dashboard as dashboard_module
 from engine.cli_dashboard import default_history
 from engine.dashboard import Dashboard
 from engine.errors import SettingsError
@@ -172,6 +173,20 @@ async def test_a_form_sent_twice_makes_one_run(filled: httpx.AsyncClient) -> Non
     assert places[0] == places[1]
     other = await filled.post("/flows/settle/start", data=form | {"nonce": "m"})
     assert other.headers["hx-redirect"] != places[0]
+
+
+async def test_pages_say_that_the_history_is_behind_and_go_on(
+    tmp_path: Path, filled_log: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard_module, "_WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(dashboard_module, "CAUGHT_UP_RECORDS", 0)
+    async with serving(tmp_path, filled_log) as dashboard, client(dashboard) as http:
+        await ready(http)
+        assert "What you see may be old" not in (await http.get("/about")).text
+        dashboard._projecting._projector.stop()  # type: ignore[attr-defined]
+        dashboard._projecting.trouble = "the projector ended with code 1"
+        await text_of(http, "/about", "What you see may be old. The history: the projector ended with code 1")
+        assert (await http.get("/readyz")).status_code == 503
 
 
 @pytest.fixture
