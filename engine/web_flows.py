@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -52,7 +53,7 @@ def routes(parts: Parts) -> list[Route]:
         return {"flows": await parts.reader.ask(ask), "width": _WIDTH, "height": _HEIGHT}
 
     async def show(request: Request) -> Response:
-        return await parts.pages.page(request, "flows.html", {**await look(), "live": "/flows/live"}, active="flows")
+        return await parts.pages.page(request, "flows.html", {**await look(), "live": "/live/flows"}, active="flows")
 
     async def live(request: Request) -> Response:
         return parts.live.respond(request, {"flows": "_flows.html"}, look)
@@ -77,7 +78,7 @@ def routes(parts: Parts) -> list[Route]:
             "fields": [] if declared is None else fields_of(declared.parameters),
             "may_act": parts.actions is not None and declared is not None,
             "nonce": secrets.token_hex(8),
-            "live": request.url.path.rstrip("/") + "/live",
+            "live": f"/live/flows/{quote(name)}",
         }
         return await parts.pages.page(request, "flow.html", {**context, **more}, active="flows")
 
@@ -103,8 +104,8 @@ def routes(parts: Parts) -> list[Route]:
 
     return [
         Route("/flows", show),
-        Route("/flows/live", live),
-        Route("/flows/{name}/live", live_one),
+        Route("/live/flows", live),
+        Route("/live/flows/{name}", live_one),
         Route("/flows/{name}/start", start, methods=["POST"]),
         Route("/flows/{name}", show_one),
     ]

@@ -48,7 +48,7 @@ async def a_log(*topics: str) -> MemoryBroker:
 @contextlib.asynccontextmanager
 async def serving(folder: Path, broker: MemoryBroker, **more: Any) -> AsyncIterator[Dashboard]:
     """A dashboard that listens. Its Dask does not answer."""
-    given = {"app": APP, "http": "127.0.0.1:0", "history": str(folder / "history.db"), "dask": "tcp://127.0.0.1:1"}
+    given = {"app": APP, "http": "127.0.0.1:0", "history": str(folder / "history.db"), "dask": "inproc://127.0.0.1/1/1"}
     settings = Settings(**(given | more))
     dashboard = Dashboard(settings, broker, Beside(settings, broker))
     listening = asyncio.Event()
