@@ -6,7 +6,6 @@ import re
 import time
 from urllib.parse import quote
 
-import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
@@ -36,11 +35,10 @@ def pages(shop: Shop) -> dict[str, str]:
     }
 
 
-def check_access(page: Page, name: str) -> None:
-    found = AXE.run(page, options={"resultTypes": ["violations"]})
+def check_access(page: Page, name: str, **options: object) -> None:
+    found = AXE.run(page, options={"resultTypes": ["violations"], **options})
     told = [
-        (v["id"], [node["target"] for node in v["nodes"]][:3], v["nodes"][0]["failureSummary"])
-        for v in found.response["violations"]
+        (v["id"], [n["target"] for n in v["nodes"]][:3], v["nodes"][0]["failureSummary"]) for v in found.response["violations"]
     ]
     assert not told, (name, told)
 
@@ -49,17 +47,19 @@ def run_id(number: int) -> str:
     return f"{0xE0 << 120 | number:032x}"
 
 
-@pytest.mark.parametrize(
-    ("theme", "size"), [("light", WIDE), ("dark", WIDE), ("light", NARROW)], ids=["light", "dark", "narrow"]
-)
-def test_everybody_can_use_every_page(page: Page, shop: Shop, theme: str, size: dict[str, int]) -> None:
-    page.emulate_media(color_scheme=theme)
-    page.set_viewport_size(size)
+def test_everybody_can_use_every_page_in_both_themes_and_on_a_phone(page: Page, shop: Shop) -> None:
     for name, address in pages(shop).items():
+        page.set_viewport_size(WIDE)
+        page.emulate_media(color_scheme="light")
         page.goto(shop.url + address)
         expect(page.locator("h1")).to_have_count(1)
-        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], f"{name} is wider than the window"
         check_access(page, name)
+        page.emulate_media(color_scheme="dark")
+        # All that a theme changes.
+        check_access(page, f"{name}, dark", runOnly=["color-contrast", "link-in-text-block"])
+        page.set_viewport_size(NARROW)
+        check_access(page, f"{name}, narrow")
+        assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"], f"{name} is wider than a phone"
 
 
 def test_from_health_to_the_traceback_of_a_failure_in_two_clicks(page: Page, shop: Shop) -> None:
