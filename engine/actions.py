@@ -186,7 +186,8 @@ class Actions:
     # --- Small parts ----------------------------------------------------------------------------------------------------
 
     def _remedy(self) -> str:
-        return f"Its changes may have expired, or it belongs to another app than {self._settings.app} (--app)."
+        app = self._settings.app
+        return f"Its changes may have expired, the history may have forgotten it, or it is of another app than {app} (--app)."
 
     def _cancellation(self, run_id: str, key: str | None, partition: int, reason: str) -> Outgoing:
         asked = Cancellation(run_id, utc(time.time()), reason[:MAX_REASON] or CANCELLED)

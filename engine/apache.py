@@ -86,7 +86,16 @@ class _Ports(msgspec.Struct):
 def jars(report: Report) -> list[Path]:
     """The jars of Apache Kafka, fetched once and kept in jgo's cache. Blocks. Raises ApacheError."""
     _need("jgo")
-    if not (Path.home() / ".cache" / "jgo" / "envs" / "org" / "apache" / "kafka").is_dir():
+    cache = Path.home() / ".cache" / "jgo"
+    cache.mkdir(parents=True, exist_ok=True)
+    # One at a time: two that fetch into one cache would read each other's halves.
+    with (cache / "kafka-dask-engine.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _fetched(cache, report)
+
+
+def _fetched(cache: Path, report: Report) -> list[Path]:
+    if not (cache / "envs" / "org" / "apache" / "kafka").is_dir():
         report(f"fetching Apache Kafka {VERSION}, 54 MB, from Maven Central; the first time this takes about a minute")
     # A process of its own: jgo speaks on standard output, which belongs to the commands of the engine.
     code = f"import jgo; print('jars in', jgo.build({COORDINATES!r}).path)"

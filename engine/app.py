@@ -22,6 +22,7 @@ from engine.logs import logger
 from engine.metrics import Counts, Gauges
 from engine.prometheus import EngineMetrics
 from engine.publisher import Publisher
+from engine.pulse import Pulse
 from engine.settings import Settings
 from engine.telemetry import Tracer
 from engine.triggers import Triggers
@@ -59,6 +60,7 @@ class App:
         self._vitals = Vitals(settings, broker)
         scrape = EngineMetrics(counts, self.gauges, self._vitals).scrape
         self._gateway = Gateway(settings, self._intake_sink, self.readiness, scrape) if settings.http else None
+        self._pulse = Pulse(broker, settings.states_topic)
         self._stop = asyncio.Event()
         self._is_started = False
 
@@ -70,6 +72,7 @@ class App:
     def readiness(self) -> dict[str, str]:
         """Each part and "ok", or what it waits for."""
         parts = {
+            "kafka": self._pulse.trouble,
             "dask": self._executor.trouble,
             "events": self._events.trouble,
             "publisher": self._publisher.trouble,
@@ -101,6 +104,7 @@ class App:
                 publisher = group.create_task(self._publisher.run(), name="engine-publisher")
                 letters = group.create_task(self._letters.run(), name="engine-letters")
                 declaring = group.create_task(self._declarer.run(), name="engine-declare")
+                pulse = group.create_task(self._pulse.run(), name="engine-pulse")
                 parts = [
                     group.create_task(self._dispatcher.run(), name="engine-dispatcher"),
                     group.create_task(self._intake.run(), name="engine-intake"),
@@ -110,6 +114,7 @@ class App:
                 await asyncio.wait([stop, publisher, letters, *parts], return_when=asyncio.FIRST_COMPLETED)
                 await self._wind_down(parts)
                 declaring.cancel()
+                pulse.cancel()
                 letters.cancel()
                 publisher.cancel()
                 stop.cancel()

@@ -95,8 +95,10 @@ def confirm(what: str, rows: Sequence[RunRow], *, yes: bool) -> bool:
     if len(rows) > _SHOWN:
         say(f"and {len(rows) - _SHOWN:,} more")
     if not sys.stdin.isatty():
-        raise UsageError("--yes", f"it was not given, and {len(rows):,} runs would be {what}", "Look at them, then add --yes.")
-    say(f"{len(rows):,} runs will be {what}. Go on? [y/N]")
+        raise UsageError(
+            "--yes", f"it was not given, and this many runs would be {what}: {len(rows):,}", "Look at them, then add --yes."
+        )
+    say(f"This many runs will be {what}: {len(rows):,}. Go on? [y/N]")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

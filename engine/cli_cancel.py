@@ -49,6 +49,7 @@ async def cancel(
         run_ids = [row.run_id for row in rows]
     for one in run_ids:
         put(json_text({"run_id": one, "cancelling": True}) if json else one)
-    if not json:
-        what = f"see it end: engine runs watch {run_ids[0]}" if len(run_ids) == 1 else "see them end: engine states tail"
-        say(f"its engine ends it; {what}" if len(run_ids) == 1 else f"{len(run_ids):,} runs; {what}")
+    if not json and len(run_ids) == 1:
+        say(f"its engine ends it; see it end: engine runs watch {run_ids[0]}")
+    elif not json:
+        say(f"{len(run_ids):,} runs; see them end: engine states tail")

@@ -88,7 +88,7 @@ async def _retry_all(settings: Settings, choice: Choice, *, yes: bool, json: boo
         put(json_text({"run_id": one.run_id, "repeats": one.repeats}) if json else one.run_id)
     if not json:
         lost = f"; {len(rows) - len(done)} could not be: their records have expired" if len(done) < len(rows) else ""
-        say(f"{len(done):,} runs are retried{lost}; see them end: engine states tail")
+        say(f"retried: {len(done):,}{lost}; see them end: engine states tail")
 
 
 def _tell(done: Repeated, from_task: str | None, *, json: bool) -> None:

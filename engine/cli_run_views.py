@@ -49,8 +49,8 @@ def change_as_data(change: Change) -> dict[str, Any]:
 def runs_as_table(runs: Sequence[RunRow]) -> Table:
     """A line a run."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("SCHEDULED")
-    table.add_column("STATE")
+    table.add_column("SCHEDULED", no_wrap=True)
+    table.add_column("STATE", no_wrap=True)
     table.add_column("RUN", no_wrap=True)
     for name in ("FLOW", "KEY", "TASKS", "TOOK", "WHY"):
         table.add_column(name)

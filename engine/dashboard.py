@@ -23,6 +23,7 @@ from engine.http_server import HttpServer
 from engine.login_limits import LoginLimits
 from engine.logs import logger
 from engine.patient_sink import PatientSink
+from engine.prometheus import DashboardMetrics
 from engine.settings import Settings
 from engine.telemetry import Tracer
 from engine.vitals import Vitals
@@ -71,6 +72,8 @@ class Dashboard:
         app.router.routes.extend(Login(settings, access, limits, self._parts.pages).routes)
         guarded = Doorkeeper(app, settings, access, limits, has_login=True)
         self._server = HttpServer(guarded, settings.http, _GRACE_SECONDS, name="dashboard")
+        offsets = functools.partial(self._parts.reader.ask, lambda history: history.offsets())
+        self._metrics = DashboardMetrics(self._vitals, offsets, settings.engines)
         self._stopping = asyncio.Event()
 
     @property
@@ -118,10 +121,15 @@ class Dashboard:
             EventTaker(self._settings, self._sink).route,
             Route("/healthz", self._healthz),
             Route("/readyz", self._readyz),
+            Route("/metrics", self._scrape),
         ]
 
     async def _healthz(self, request: Request) -> Response:
         return json_answer(200, {"status": "ok"})
+
+    async def _scrape(self, request: Request) -> Response:
+        content, content_type = await self._metrics.scrape()
+        return Response(content, headers={"content-type": content_type})
 
     async def _readyz(self, request: Request) -> Response:
         parts = await self._readiness()

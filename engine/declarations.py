@@ -5,6 +5,7 @@ An engine writes one for each of its flows when it starts, and again before rete
 
 from __future__ import annotations
 
+import inspect
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -158,11 +159,12 @@ def _schema(type: Any) -> dict[str, Any]:
 
 
 def _signature(flow: Flow[..., Any]) -> str:
-    # Annotations are strings where the module postpones them, and repr would show them quoted.
-    parameters = [
-        f"{parameter.name}: {parameter.annotation}"
-        if isinstance(parameter.annotation, str) and parameter.default is parameter.empty
-        else str(parameter)
-        for parameter in flow.signature.parameters.values()
-    ]
-    return f"{flow.name}({', '.join(parameters)})"
+    return f"{flow.name}({', '.join(map(_parameter, flow.signature.parameters.values()))})"
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    if not isinstance(parameter.annotation, str):
+        return str(parameter)
+    # Annotations are strings where the module postpones them, and would be shown quoted.
+    default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+    return f"{parameter.name}: {parameter.annotation}{default}"

@@ -42,6 +42,9 @@ _LETTERS = (
 class History:
     """Queries on one history database; a context manager, which closes it."""
 
+    #: Dead letters that one page of the open ones goes through.
+    LOOKED_AT = 10_000
+
     def __init__(self, connection: sqlite3.Connection, path: str) -> None:
         self._db, self._path = connection, path
 
@@ -207,17 +210,26 @@ class History:
         return [Position(*row) for row in self._all(query, [event_id] if source is None else [event_id, source])]
 
     def letters(self, *, all: bool = False, cursor: str | None = None, limit: int = 50) -> Page[LetterLine]:
-        """Dead letters, the newest first: the open ones, or with ``all`` those that were dealt with, too."""
+        """Dead letters, the newest first: the open ones, or with ``all`` those that were dealt with, too.
+
+        A page looks at so many of them at most (``LOOKED_AT``): one behind which there are more may be short, or empty.
+        """
         before = _from_cursor(cursor) if cursor is not None else [float("inf"), 0]
-        query = f"{_LETTERS} WHERE (l.at, l.partition * (1 << 48) + l.place) < (?, ?)"
+        lies, end = "l.partition * (1 << 48) + l.place", [0.0, 0]
+        if not all:
+            query = f"SELECT at, {lies} FROM letters l WHERE (at, {lies}) < (?, ?) ORDER BY 1 DESC, 2 DESC LIMIT 1 OFFSET ?"  # noqa: S608
+            [end] = self._all(query, [*before, self.LOOKED_AT - 1]) or [end]
+        query = f"{_LETTERS} WHERE (l.at, {lies}) < (?, ?) AND (l.at, {lies}) >= (?, ?)"
         if not all:
             query += (
                 " AND NOT EXISTS (SELECT 1 FROM marks m WHERE m.identity = l.identity) AND NOT EXISTS (SELECT 1 FROM letters e"
                 " WHERE e.identity = l.identity AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place))"
             )
-        rows = self._all(f"{query} ORDER BY l.at DESC, lies DESC LIMIT ?", [*before, limit + 1])
+        rows = self._all(f"{query} ORDER BY l.at DESC, lies DESC LIMIT ?", [*before, *end, limit + 1])
         lines = [_line(row) for row in rows[:limit]]
-        return Page(lines, f"{lines[-1].row.at!r},{rows[limit - 1][-1]}" if len(rows) > limit else None)
+        if len(rows) > limit:
+            return Page(lines, f"{lines[-1].row.at!r},{rows[limit - 1][-1]}")
+        return Page(lines, f"{end[0]!r},{end[1]}" if end[0] else None)
 
     def letter(self, partition: int, offset: int) -> LetterLine | None:
         """One dead letter by where it lies; None where there is none."""

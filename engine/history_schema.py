@@ -211,13 +211,15 @@ INDICES = (
     "CREATE UNIQUE INDEX runs_run_id ON runs (run_id)",
     # Lists go from the newest to the oldest, and end after a page; so each filter has an index in that order.
     "CREATE INDEX runs_scheduled ON runs (scheduled_at)",
-    "CREATE INDEX runs_flow ON runs (flow, scheduled_at)",
+    # With what the last runs of a flow are judged by, so that hundreds of them need not be looked up.
+    "CREATE INDEX runs_flow ON runs (flow, scheduled_at, ended_at, started_at, state)",
     "CREATE INDEX runs_state ON runs (state, scheduled_at)",
     "CREATE INDEX runs_flow_state ON runs (flow, state, scheduled_at)",
     "CREATE INDEX runs_key ON runs (run_key, scheduled_at) WHERE run_key IS NOT NULL",
     "CREATE INDEX runs_repeats ON runs (repeats) WHERE repeats IS NOT NULL",
     "CREATE INDEX runs_ended ON runs (ended_at) WHERE ended_at IS NOT NULL",
     "CREATE INDEX runs_event ON runs (event_topic, event_partition, event_offset) WHERE event_topic IS NOT NULL",
+    "CREATE INDEX runs_event_at ON runs (scheduled_at) WHERE event_topic IS NOT NULL",
     "CREATE INDEX runs_event_id ON runs (event_id, event_source) WHERE event_id IS NOT NULL",
     "CREATE INDEX letters_at ON letters (at)",
     "CREATE INDEX letters_identity ON letters (identity)",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import ProcessCollector, generate_latest
@@ -25,6 +25,8 @@ from engine.vitals import PART_SECONDS, Vitals
 
 #: Values of labels, and the number.
 Sample = tuple[tuple[str, ...], float]
+#: How far a history has got.
+Offsets = Callable[[], Awaitable[Mapping[Partition, int]]]
 
 _LE = [*(f"{bound:g}" for bound in BOUNDS), "+Inf"]
 
@@ -51,15 +53,15 @@ class DashboardMetrics:
     With no engine, with several or with one that does not answer it tells itself what it has seen of Kafka and Dask.
     """
 
-    def __init__(self, vitals: Vitals, offsets: Callable[[], Mapping[Partition, int]], engines: Sequence[str]) -> None:
-        """``offsets`` is ``History.offsets``, or what opens a history and asks it; it blocks, and may raise EngineError."""
+    def __init__(self, vitals: Vitals, offsets: Offsets, engines: Sequence[str]) -> None:
+        """``offsets`` asks the history for its ``offsets()``, and may raise EngineError."""
         self._vitals, self._offsets, self._engines = vitals, offsets, engines
 
     async def scrape(self) -> tuple[bytes, str]:
         """The answer and its content type."""
         vital, told = await asyncio.gather(self._vitals.look(), self._engine())
         try:
-            offsets = await asyncio.to_thread(self._offsets)
+            offsets = await self._offsets()
         except EngineError:  # the history's own page says why
             families = [_family(metrics.HISTORY_READABLE, [((), 0)])]
         else:

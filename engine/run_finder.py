@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, aclosing
 import msgspec
 
 from engine.broker import Broker, Reader, Record
-from engine.errors import EventError
+from engine.errors import EventError, KafkaUnavailable
 from engine.history import History
 from engine.history_errors import HistoryUnavailable, HistoryUnreadable
 from engine.history_schema import Progress, RunRow, where_of
@@ -95,7 +95,11 @@ class RunFinder:
         async with self._reading:
             if self._reader is None:
                 self._reader = self._broker.reader()
-            return (await self._reader.read((self._topic, partition), [offset])).get(offset)
+            try:
+                return (await self._reader.read((self._topic, partition), [offset])).get(offset)
+            except KafkaUnavailable:
+                await self.close()  # whoever asks next gets a connection of its own
+                raise
 
     async def _read(
         self,

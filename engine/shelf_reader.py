@@ -97,10 +97,24 @@ class ShelfReader:
         self._at[ledger.partition] = end
         if self._ledgers.get(ledger.partition) is not ledger or lane not in ledger.shelf.lanes:
             return  # lost meanwhile: whoever owns the partition now reads all of it
+        self._tell_of_gone(ledger, lane, records[0].offset if records else end)
         if not records:  # nothing but what a transaction or compaction left
             ledger.shelf.move(lane, min(end, ledger.shelf.bound(lane, ledger.next_offset)))
             return
         self._take(ledger, lane, records)
+
+    def _tell_of_gone(self, ledger: Ledger, lane: Lane, found: int) -> None:
+        """Kafka has dropped what lay before ``found``: runs of the lane among it are lost, and nobody can say which."""
+        lost_from, lost_to = ledger.shelf.lanes[lane], min(found, ledger.shelf.bound(lane, ledger.next_offset))
+        if lost_to > lost_from:
+            logger.error(
+                "runs waited on the state topic for longer than it keeps records, and are lost; add workers, or raise"
+                " state_retention_seconds and the retention.ms of the topic",
+                flow=lane[0],
+                key=lane[1],
+                partition=ledger.partition,
+                offsets=f"{lost_from}-{lost_to - 1}",
+            )
 
     async def _read(self, place: Partition, offset: int) -> tuple[list[Record], int]:
         """Records from ``offset`` on, and where the source goes on; none where it knows that none come before that."""

@@ -36,7 +36,7 @@ class Beside:
 async def a_log(*topics: str) -> MemoryBroker:
     """With the topics of an engine, and others of one partition."""
     broker = MemoryBroker()
-    own = [TopicSpec(f"{APP}.{name}", 1) for name in ("states", "dead-letters", "replays")]
+    own = [TopicSpec(f"{APP}.{name}", 1) for name in ("states", "dead-letters", "replays", "logs")]
     await broker.ensure_topics([*own, *(TopicSpec(topic, 1) for topic in topics)])
     return broker
 

@@ -11,6 +11,7 @@ import msgspec
 
 from engine.broker import Record
 from engine.dead_letters import Details, Mark, Marked, write_letter, write_mark
+from engine.declarations import Declaration, write_declaration
 from engine.events import Headers, Position
 from engine.run_logs import LogBatch, LogMail, encode_batch, headers_of, line_of
 from engine.states import Envelope, Failure, Origin, Ownership, State, StateChange, encode, utc, write_ownership
@@ -55,6 +56,11 @@ class Topics:
 
     def ownership(self, partition: int = 0) -> int:
         return self.append(STATES, partition, *write_ownership("app", Ownership(partition, "me", self.now())))
+
+    def declaration(self, name: str, *, partition: int = 0, at: datetime | None = None, signature: str = "") -> Declaration:
+        made = Declaration(name, signature or f"{name}()", at or self.now(), {"type": "object"}, {})
+        self.append(STATES, partition, *write_declaration("app", made), name.encode())
+        return made
 
     def letter(
         self, origin: Position, *, partition: int = 0, reason: str = "malformed-data", **more: Any
@@ -140,6 +146,7 @@ def a_busy_day(seed: int, runs: int = 10, partitions: int = 3, gaps: bool = True
         elif happening > 0.8:
             topics.append(STATES, partition, b"\x00", (("ce_type", b"engine.checkpoint_part"),))
             topics.append(STATES, partition, b"{", (("ce_type", b"engine.flow_run.running"),))
+            topics.declaration(f"flow-{partition}", partition=partition)
         elif happening > 0.75:
             place = chance.randrange(2)
             offset, details = topics.letter(Position("orders", 0, chance.randrange(30)), partition=place)

@@ -39,6 +39,20 @@ def shout(name: str) -> str:
 @flow(on("items", type="item.made"))
 def process(item: Item):
     return shout(item.name)
+
+@task(persist=True)
+def fetch(folder: str) -> list[int]:
+    with open(folder + "/fetched", "a") as file:
+        file.write("x")
+    return [1, 2, 3]
+
+@task
+def add(values: list[int]) -> int:
+    return sum(values)
+
+@flow(on("sums", type="sum.asked", where=lambda event: event.data.times > 0))
+def summed(folder: str, times: int = 1):
+    return add(fetch(folder))
 """
 
 
@@ -166,7 +180,9 @@ class Stack:
 @pytest.fixture(scope="module")
 def stack(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack on the session's Kafka, with one worker."""
-    running = Stack(tmp_path_factory.mktemp("stack"), "accept", ["--kafka", kafka, "--workers", "1", "--json"])
+    folder = tmp_path_factory.mktemp("stack")
+    arguments, results = ["--kafka", kafka, "--workers", "1", "--json"], {"ENGINE_RESULTS": f"file://{folder}/results"}
+    running = Stack(folder, "accept", arguments, environment=results)
     try:
         running.wait_ready()
         yield running

@@ -122,6 +122,21 @@ async def test_an_event_over_http_becomes_a_run(stack: Stack) -> None:
     assert seen.lines[-1]["result"] == "WEB"
 
 
+async def test_the_dashboard_answers_and_an_event_sent_from_its_form_becomes_a_run(stack: Stack) -> None:
+    async with httpx.AsyncClient(base_url=stack.ready["http"]) as client:
+        for page in ("/", "/runs", "/flows", "/events", "/dead-letters", "/cluster", "/about"):
+            answer = await client.get(page)
+            assert answer.status_code == 200, (page, answer.text)
+            assert "script-src 'self'" in answer.headers["content-security-policy"]
+        form = {"topic": "items", "type": "item.made", "source": SOURCE, "id": "form", "data": '{"name": "form"}'}
+        sent = await client.post("/send-event", data=form)
+        assert sent.status_code == 204, sent.text
+        foreign = await client.post("/send-event", data=form, headers={"origin": "https://evil.example"})
+        assert foreign.status_code == 403
+    seen = await stack.tail("--run", run_id_of(stack.app, "process", SOURCE, "form"), "--count", "6")
+    assert seen.lines[-1]["result"] == "FORM"
+
+
 async def test_a_file_of_events_names_its_bad_lines(stack: Stack, tmp_path: Path) -> None:
     file = tmp_path / "items.jsonl"
     file.write_text('{"name": "one"}\n{"name":\n{"name": "two"}\n')
@@ -135,6 +150,58 @@ async def test_a_topic_that_does_not_exist_is_not_found(stack: Stack) -> None:
     sent = await engine("events", "send", "nowhere", "--data", "1", "--kafka", stack.ready["kafka"])
     assert sent.code == 3
     assert "topic nowhere: does not exist" in sent.err
+
+
+async def test_a_run_is_started_by_hand_and_run_again_from_a_task(stack: Stack, tmp_path: Path) -> None:
+    wrong = await engine("flows", "run", "summed", "--param", f"folder={tmp_path}", "--param", "times=x", *stack.where)
+    assert wrong.code == 2
+    assert "times: expected integer, got string" in wrong.err
+    started = await engine("flows", "run", "summed", "--param", f"folder={tmp_path}", "--watch", "--json", *stack.where)
+    assert started.code == 0, started.err
+    assert (started.lines[-1]["result"], started.lines[0].get("event")) == (6, None)
+    run_id = started.lines[0]["run_id"]
+
+    # Beside the engine a projector is at work, which may or may not have come to this run.
+    database = str(stack.log_file.parent / "cache" / "kafka-dask-engine" / stack.app / "history.db")
+    again = await engine("runs", "rerun", run_id, "--from", "add", "--json", *stack.where, "--history", database)
+    assert again.code == 0, again.err
+    [told] = again.lines
+    assert (told["repeats"], told["taken"], told["again"]) == (run_id, ["fetch/0"], ["add/1"])
+    assert (await stack.watch(told["run_id"])).lines[-1]["result"] == 6
+    assert (tmp_path / "fetched").read_text() == "x", "its result was taken from the store"
+    unknown = await engine("runs", "rerun", run_id, "--from", "brew", *stack.where)
+    assert unknown.code == 3
+    assert "add, fetch" in unknown.err
+
+
+async def test_of_each_event_it_is_told_what_became_of_it(stack: Stack, tmp_path: Path) -> None:
+    for event_id, type, times in (
+        ("sum", "sum.asked", 1),
+        ("sum", "sum.asked", 1),
+        ("none", "sum.asked", 0),
+        ("odd", "odd", 1),
+    ):
+        await stack.send_event("sums", type, event_id, {"folder": str(tmp_path), "times": times})
+    run_id = stack.run_id("summed", "sum")
+    await stack.watch(run_id)
+
+    async def fates() -> dict[str, list[tuple[str, str]]]:
+        done = await engine("events", "ls", "sums", "--json", *stack.where)
+        assert done.code == 0, done.err
+        told: dict[str, list[tuple[str, str]]] = {}
+        for one in reversed(done.lines):
+            told.setdefault(one["id"], []).append((one["verdict"]["fate"], one["verdict"]["text"]))
+        return told
+
+    told = await fates()
+    while any(fate == "waiting" for found in told.values() for fate, _ in found):
+        told = await fates()  # its offsets are committed a moment later
+    assert sorted(told["sum"]) == [
+        ("duplicate", f"duplicate of the event that made summed {run_id}"),
+        ("ran", f"made summed {run_id} COMPLETED"),
+    ]
+    assert told["none"][0] == ("where", "the where of summed (line 28) said no")
+    assert told["odd"] == [("no-trigger", "no trigger takes type odd; triggers take sum.asked")]
 
 
 async def test_doctor_finds_all_well_and_says_what_is_not(stack: Stack) -> None:

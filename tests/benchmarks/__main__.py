@@ -14,6 +14,7 @@ from typing import Any
 
 from engine import logs
 from engine.errors import EngineError
+from tests.benchmarks.beside import beside
 from tests.benchmarks.depth import depth
 from tests.benchmarks.flat import flat
 from tests.benchmarks.history import history
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None]]] =
     "depth": lambda a: depth(a.rounds, known=a.known),
     "flat": lambda a: flat(a.runs or 50_000, packed=a.packed, dedup_window_seconds=a.dedup_window_seconds),
     "pressure": lambda a: pressure(a.events or 200_000),
+    "beside": lambda a: beside(a.runs or (10_000 if a.packed else 1_000), a.rounds, packed=a.packed),
     "history": lambda a: history(a.runs or 1_000_000),
     "restart": lambda a: restart(a.runs or 1_000_000, a.open_runs, a.rounds),
     "profile": lambda a: profile(a.runs or 5_000, packed=a.packed, sampled=a.sampled),
@@ -47,7 +49,7 @@ def main() -> None:
     parser.add_argument("--open-runs", type=int, default=10_000, help="for restart, where --runs are those of the past")
     parser.add_argument("--maps", type=int, default=4, help="maps a round, for wide")
     parser.add_argument("--events", type=int, help="events a round at most, for latency; events in all, for pressure")
-    parser.add_argument("--packed", action="store_true", help="packed runs, for latency, flat and profile")
+    parser.add_argument("--packed", action="store_true", help="packed runs, for latency, flat, beside and profile")
     parser.add_argument("--sampled", action="store_true", help="for profile: samples instead of every call")
     parser.add_argument("--known", action="store_true", help="for depth: the length is known when the event comes")
     parser.add_argument("--dedup-window-seconds", type=float, default=60.0, help="the engine's setting, for flat")

@@ -8,19 +8,17 @@ import itertools
 import os
 import random
 import sqlite3
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from engine.apache import ApacheKafka
 from engine.broker import Outgoing, Record, TopicSpec
-from engine.events import Headers, Position
-from engine.history import History, RunFilter
+from engine.events import Headers
 from engine.history_schema import RunRow, TaskRow
 from engine.history_store import HistoryStore
 from engine.kafka import KafkaBroker
@@ -29,6 +27,7 @@ from engine.projector import BATCH_RECORDS, Projector
 from engine.runs import digest
 from engine.settings import Settings
 from engine.states import Envelope, Failure, Origin, State, StateChange, utc
+from tests.benchmarks.history_pages import add_bad_cases, ask
 
 #: The most that the engine has reached, in records/s: packed 6,177 runs/s of 3 records, unpacked 635 runs/s of 6 (README.md).
 ENGINE_PACKED, ENGINE_UNPACKED = 6_177 * 3, 635 * 6
@@ -37,10 +36,10 @@ PARTITIONS = 8
 PROJECTED = 40_000
 #: Runs side by side, and the time over which all of them are spread.
 OPEN, SPAN_SECONDS = 500, 86_400.0
+FLOWS = 50
 TOPIC = "bench.states"
 _TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 _ERROR = Failure("ValueError", "no such customer", "Traceback (most recent call last):\n" + '  File "orders.py"\n' * 10)
-_QUERY_ROUNDS = 15
 _TIMES = ("scheduled_at", "changed_at", "started_at", "ended_at")
 
 
@@ -62,10 +61,11 @@ async def history(runs: int) -> None:
         print(f"  forgetting {forgotten:,} runs: {time.monotonic() - began:.2f} s", flush=True)
         rate = _fill(store, _records(min(runs, 5_000), packed=False, prefix="u"))
         _judge("unpacked, no Kafka, the database full", rate, ENGINE_UNPACKED)
+        large = add_bad_cases(store.connection, time.time(), SPAN_SECONDS)
         store.close()
         size = os.stat(path).st_size  # noqa: PTH116  # nothing else runs
         print(f"  {size / 1e6:,.0f} MB, {size / runs:,.0f} bytes a run", flush=True)
-        _queries(path)
+        ask(path, large, SPAN_SECONDS)
         await _over_kafka(Path(folder), min(runs, 40_000))
 
 
@@ -109,76 +109,32 @@ def _multiply(db: sqlite3.Connection, runs: int) -> None:
     print(f"  {db.execute('SELECT count(*) FROM runs').fetchone()[0]:,} runs", flush=True)
 
 
-def _queries(path: str) -> None:
-    print(f"  queries, {_QUERY_ROUNDS} times each, ms:                median      most")
-    with History.open(path) as found:
-        chance = random.Random(7)
-        page = found.runs(limit=50)
-        middle = f"{time.time() - SPAN_SECONDS / 2!r},0"
-        some = [run.run_id for run in page.items] + [run.run_id for run in found.runs(cursor=middle, limit=50).items]
-        flows = [row.flow for row in found.flows()]
-        failed = RunFilter(states=[State.FAILED, State.CRASHED])
-        asked: dict[str, Callable[[], object]] = {
-            "runs, newest": lambda: found.runs(limit=50),
-            "runs, a page in the middle": lambda: found.runs(cursor=middle, limit=50),
-            "runs of a flow": lambda: found.runs(RunFilter(flows=[chance.choice(flows)]), limit=50),
-            "runs, failed or crashed": lambda: found.runs(failed, limit=50),
-            "runs, failed, of a flow": lambda: found.runs(RunFilter(flows=[flows[0]], states=[State.FAILED]), limit=50),
-            "runs of a state nobody is in": lambda: found.runs(RunFilter(states=[State.RETRYING]), limit=50),
-            "runs of a key": lambda: found.runs(RunFilter(key=f"customer-{chance.randrange(1_000)}"), limit=50),
-            "runs of a flow nobody has": lambda: found.runs(RunFilter(flows=["nope"]), limit=50),
-            "runs since an hour, failed": lambda: found.runs(
-                RunFilter(states=[State.FAILED], since=time.time() - 3_600), limit=50
-            ),
-            "one run, its tasks and changes": lambda: _one(found, chance.choice(some)),
-            "events": lambda: found.events(limit=50),
-            "one event": lambda: found.event(Position("orders", 0, chance.randrange(1_000))),
-            "events of an id": lambda: found.positions_of(f"event-{chance.randrange(1_000)}"),
-            "dead letters": lambda: found.letters(limit=50),
-            "workers": lambda: found.workers(time.time() - 86_400),
-            "flows, success rate and p50/p95": found.flows,
-            "minutes of the last hour": lambda: found.minutes(time.time()),
-            "open runs and the oldest": found.open_runs,
-        }
-        for name, ask in asked.items():
-            took = []
-            for _ in range(_QUERY_ROUNDS):
-                began = time.monotonic()
-                ask()
-                took.append((time.monotonic() - began) * 1000)
-            print(f"    {name:<40} {statistics.median(took):>9.2f} {max(took):>9.2f}", flush=True)
-
-
-def _one(found: History, run_id: str) -> None:
-    run = found.run(run_id)
-    if run is None:
-        raise SystemExit(f"run {run_id} is not there")
-    found.task_runs(run)
-    found.changes(run)
-    found.repeats(run_id)
-
-
 async def _over_kafka(folder: Path, runs: int) -> None:
     kafka = ApacheKafka(folder / "kafka")
     await kafka.start(lambda line: None)
     try:
-        settings = Settings(app="bench", kafka=kafka.bootstrap)
-        broker = KafkaBroker(settings)
-        await broker.ensure_topics([TopicSpec(TOPIC, PARTITIONS), TopicSpec(settings.dead_letters_topic, 1)])
-        sink = broker.sink()
-        await sink.start()
-        records = _records(runs, packed=True)
-        while batch := list(itertools.islice(records, BATCH_RECORDS)):
-            await sink.write([Outgoing(TOPIC, None, r.value, r.headers, r.partition) for r in batch])
-        await sink.close()
-        projector = Projector(settings, broker, HistoryStore(str(folder / "kafka.db"), "bench"))
-        began, cpu = time.monotonic(), time.process_time()
-        count = await projector.catch_up()
-        rate = Rate(count / (time.monotonic() - began), (time.process_time() - cpu) / count * 1e6)
-        await projector.close()
-        _judge(f"packed, off Kafka ({count:,} records)", rate, ENGINE_PACKED)
+        await _off_kafka(kafka.bootstrap, folder / "packed.db", _records(runs, packed=True), "packed", ENGINE_PACKED)
+        unpacked = _records(runs // 4, packed=False)
+        await _off_kafka(kafka.bootstrap, folder / "unpacked.db", unpacked, "unpacked", ENGINE_UNPACKED)
     finally:
         await kafka.stop()
+
+
+async def _off_kafka(bootstrap: str, path: Path, records: Iterator[Record], kind: str, best: int) -> None:
+    settings = Settings(app=f"bench-{kind}", kafka=bootstrap)
+    broker = KafkaBroker(settings)
+    await broker.ensure_topics([TopicSpec(settings.states_topic, PARTITIONS), TopicSpec(settings.dead_letters_topic, 1)])
+    sink = broker.sink()
+    await sink.start()
+    while batch := list(itertools.islice(records, BATCH_RECORDS)):
+        await sink.write([Outgoing(settings.states_topic, None, r.value, r.headers, r.partition) for r in batch])
+    await sink.close()
+    projector = Projector(settings, broker, HistoryStore(str(path), settings.app))
+    began, cpu = time.monotonic(), time.process_time()
+    count = await projector.catch_up()
+    rate = Rate(count / (time.monotonic() - began), (time.process_time() - cpu) / count * 1e6)
+    await projector.close()
+    _judge(f"{kind}, off Kafka ({count:,} records)", rate, best)
 
 
 def _judge(what: str, rate: Rate, best: int) -> None:
@@ -209,7 +165,7 @@ def _records(runs: int, *, packed: bool, prefix: str = "") -> Iterator[Record]:
 
 
 def _run(name: str, number: int, at: float, chance: random.Random, *, packed: bool) -> Iterator[tuple[bytes, Headers]]:
-    run_id, flow = digest(name), f"flow_{number % 10}"
+    run_id, flow = digest(name), f"flow_{number % FLOWS:02}"
     envelope = Envelope.of("bench", run_id)
     key = f"customer-{chance.randrange(1_000)}" if number % 10 == 0 else None
     event = Origin("/shop", f"event-{name}", "order.created", "orders", number % 4, number // 4, utc(at))

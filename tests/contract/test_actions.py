@@ -23,6 +23,7 @@ from engine.projector import Projector
 from engine.repeats import Kind
 from engine.results import ResultStore
 from engine.run_finder import Histories
+from engine.settings import Settings
 from engine.states import State
 from tests.app_under_test import AppUnderTest, Run, fresh_settings
 from tests.unit import flows_actions as flows
@@ -34,8 +35,8 @@ S = State
 class Acting:
     """An engine, what a person can do to it, and a history that is brought up to date when a test wants it."""
 
-    def __init__(self, broker: Broker, folder: Path, *, has_history: bool) -> None:
-        self.settings = fresh_settings(results=f"file://{folder}/results")
+    def __init__(self, broker: Broker, folder: Path, *, has_history: bool, settings: Settings | None = None) -> None:
+        self.settings = settings or fresh_settings(results=f"file://{folder}/results")
         store = ResultStore(self.settings.results, self.settings.app, 1_000_000)
         self.app = AppUnderTest(
             self.settings, [flows.work, flows.count, flows.picky], broker, InlineExecutor(results=store), broker
@@ -151,6 +152,23 @@ async def test_a_rerun_from_a_task_takes_what_is_stored_and_makes_the_rest(actin
     assert acting.notes == Counter(["scale", "price 1", "price 2", "price 3", "total"])
 
 
+async def test_what_may_be_taken_is_on_the_log_for_whoever_owns_it_next(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    first = Acting(broker, tmp_path, has_history=False)
+    await first.start()
+    run = await failed(first)
+    await first.app.stop()
+    done = await first.actions.rerun(run.id, from_task="total")
+    second = Acting(broker, tmp_path, has_history=False, settings=first.settings)
+    await second.start()
+    try:
+        assert (await second.app.run_of(done.run_id)).result == 60
+        assert second.notes == Counter(["scale", "price 2", "total"])
+    finally:
+        await second.close()
+        await first.close()
+
+
 async def test_an_unknown_task_is_answered_with_the_tasks_of_the_run(acting: Acting) -> None:
     run = await failed(acting)
     with pytest.raises(NotFound, match="load, price, scale, total"):
@@ -213,4 +231,25 @@ async def test_of_each_event_it_is_told_what_became_of_it(tmp_path: Path) -> Non
         assert len(await lister.latest(standing, 2)) == 2
     finally:
         await lister.close()
+        await made.close()
+
+
+@pytest.mark.parametrize("has_history", [True, False], ids=["history", "topics"])
+async def test_on_kafka_a_run_is_found_by_its_record_or_by_reading_all(
+    kafka_broker: Broker, tmp_path: Path, has_history: bool
+) -> None:
+    made = Acting(kafka_broker, tmp_path, has_history=has_history)
+    await made.start()
+    try:
+        run = await failed(made)
+        done = await made.actions.rerun(run.id, from_task="total")
+        assert (set(done.taken), (await made.app.run_of(done.run_id)).result) == ({"load/1", "price/2"}, 60)
+        await made.project()
+        with pytest.raises(NotRepeatable, match="COMPLETED"):
+            await made.actions.repeat(done.run_id, Kind.RETRY)
+        with pytest.raises(AlreadyEnded):
+            await made.actions.cancel(done.run_id)
+        assert (await made.app.run_of(await made.actions.repeat(done.run_id, Kind.RERUN))).end.state is S.COMPLETED
+        assert await made.actions.start("count", {"value": 1}, request_id="k")
+    finally:
         await made.close()

@@ -45,6 +45,7 @@ from engine.states import (
     Failure,
     Origin,
     Ownership,
+    Reuse,
     State,
     StateChange,
     is_ownership,
@@ -106,6 +107,11 @@ class TestBody:
         assert isinstance(again[0].tasks["r/a/0"], TaskRun)
         assert again[0].advance(S.COMPLETED, 9.0, 10).seq == run.seq + 1
         assert ids.blocks == ()
+
+    def test_what_a_run_may_take_of_another_outlives_its_owner(self) -> None:
+        reuse = Reuse("ab" * 16, ("load/0", "price/2"), 2, True)
+        [run] = list(read_body(*bodied(FlowRun(scheduled(1, reuse=reuse), 5)))[1])
+        assert run.reuse == reuse
 
     def test_everything_that_a_flow_run_holds_is_written(self) -> None:
         """A field added to FlowRun and not to its line would be lost with the next takeover."""

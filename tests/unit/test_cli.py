@@ -58,6 +58,7 @@ def handlers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         *("demo", "dev", "run", "doctor", "events send", "states tail", "runs watch", "runs retry", "runs rerun"),
         *("flows ls", "flows show", "dead-letters ls", "dead-letters show", "dead-letters replay", "dead-letters drop"),
         *("dead-letters resume", "runs ls", "runs show", "history run", "history rebuild"),
+        *("runs cancel", "flows run", "events ls", "events tail"),
     ],
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,13 +18,17 @@ from engine.history_store import HistoryStore, is_in_use
 from engine.memory import MemoryBroker
 from engine.settings import Secret, Settings
 from engine.web_origins import SECURITY_HEADERS
+from tests.browser.desk import fill
 from tests.dashboard_under_test import Beside, a_log, serving
 from tests.history_records import Topics, a_run
 from tests.unit.test_web_roles import OPERATE, READ
 from tests.waiting import PATIENCE_SECONDS
 
 #: Everything of the navigation, and what is beside it.
-PATHS = ["/", "/runs", "/flows", "/events", "/dead-letters", "/cluster", "/about", "/login", "/healthz", "/readyz", "/nothing"]
+PATHS = [
+    *("/", "/runs", "/flows", "/events", "/dead-letters", "/cluster", "/about"),
+    *("/login", "/healthz", "/readyz", "/metrics", "/nothing"),
+]
 
 
 def client(dashboard: Dashboard, **more: object) -> httpx.AsyncClient:
@@ -42,14 +47,23 @@ async def ready(http: httpx.AsyncClient) -> httpx.Response:
     return answer
 
 
+async def text_of(http: httpx.AsyncClient, path: str, wanted: str) -> str:
+    """A page, when it says what is wanted: the projector may be a moment behind."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while wanted not in (text := (await http.get(path)).text):  # noqa: ASYNC110  # asked over HTTP, as others do
+            await asyncio.sleep(0.01)
+    return text
+
+
 async def test_it_is_ready_when_the_history_has_caught_up(tmp_path: Path, broker: MemoryBroker) -> None:
-    topics = Topics()
+    topics = Topics(gaps=False)
+    topics._clock = time.time() - 60  # what is older than the retention is forgotten
     a_run(topics, "0" * 32)
     for record in topics.records:
         broker.log((record.topic, 0)).append(record)
     async with serving(tmp_path, broker) as dashboard, client(dashboard) as http:
         assert (await ready(http)).json() == {"ready": True, "parts": {"kafka": "ok", "history": "ok"}}
-        assert "0" * 8 in (await http.get("/runs")).text
+        await text_of(http, "/runs", "0" * 8)
 
 
 async def test_events_are_taken_as_the_engine_takes_them(tmp_path: Path, broker: MemoryBroker) -> None:
@@ -72,8 +86,17 @@ async def test_every_answer_carries_the_policy(tmp_path: Path, broker: MemoryBro
 
 async def test_a_database_that_is_gone_is_said_and_the_page_goes_on(tmp_path: Path, broker: MemoryBroker) -> None:
     class Lazy(Beside):
+        """One that cannot make its database."""
+
+        def __init__(self, settings: Settings, broker: MemoryBroker) -> None:
+            super().__init__(settings, broker)
+            self._stopping = asyncio.Event()
+
         async def run(self) -> None:
-            await asyncio.Event().wait()
+            await self._stopping.wait()
+
+        def stop(self) -> None:
+            self._stopping.set()
 
     settings = Settings(app="app", http="127.0.0.1:0", history=str(tmp_path / "none" / "history.db"), dask="tcp://127.0.0.1:1")
     dashboard = Dashboard(settings, broker, Lazy(settings, broker))
@@ -88,8 +111,81 @@ async def test_a_database_that_is_gone_is_said_and_the_page_goes_on(tmp_path: Pa
         unready = await http.get("/readyz")
         assert unready.status_code == 503
         assert "No such file" in unready.json()["parts"]["history"]
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    dashboard.stop()
+    await running
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        ("/flows", "fulfil(order: Order)"),
+        ("/flows/fulfil", "order.customer"),
+        ("/events", "order.created"),
+        ("/events?topic=orders", "no trigger takes type order.archived"),
+        ("/dead-letters", "invalid-parameters"),
+        ("/dead-letters/0/0", "c-7"),
+        ("/dead-letters/0/1", "0001 feff"),
+        ("/dead-letters/0/2", "malformed-event"),
+        ("/dead-letters/0/2?as=hex", "malformed-event"),
+        ("/cluster", "app.intake"),
+        ("/about", "app.states"),
+    ],
+)
+async def test_pages_say_what_is_there_and_take_nothing_of_it_for_markup(
+    filled: httpx.AsyncClient, path: str, wanted: str
+) -> None:
+    text = await text_of(filled, path, wanted)
+    for markup in ("<img", "<script>", "\u202e", "\x1b"):
+        assert markup not in text, path
+    assert "{{" not in text.replace("{{7*7}}", "")
+
+
+@pytest.mark.parametrize("path", ["/flows/none", "/dead-letters/0/99", "/dead-letters/x/y", "/flows/none/live/x"])
+async def test_what_is_not_there_is_not_found(filled: httpx.AsyncClient, path: str) -> None:
+    assert (await filled.get(path)).status_code == 404
+
+
+async def test_what_cannot_be_done_is_said_and_nothing_written(filled: httpx.AsyncClient, filled_log: MemoryBroker) -> None:
+    await text_of(filled, "/dead-letters", "invalid-parameters")
+    before = {place: len(filled_log.log(place)) for place in (("app.states", 0), ("app.dead-letters", 0), ("orders", 0))}
+    for path, form, status in (
+        ("/flows/none/start", {"a": "b"}, 404),
+        ("/flows/fulfil/start", {"p:order/lines": "["}, 400),
+        ("/flows/fulfil/start", {"p:order/id": "1"}, 400),
+        ("/send-event", {"topic": "", "data": "{}"}, 400),
+        ("/send-event", {"topic": "app.states", "data": "{}"}, 400),
+        ("/send-event", {"topic": "nowhere", "data": "{}"}, 404),
+        ("/dead-letters/0/99/drop", {"a": "b"}, 404),
+        ("/dead-letters/0/1/replay", {"as": "hex", "value": "xyz"}, 400),
+        ("/dead-letters/drop", {"id": "x"}, 400),
+        ("/dead-letters/replay", {"a": "b"}, 400),
+    ):
+        answer = await filled.post(path, data=form)
+        assert answer.status_code == status, (path, answer.text)
+    assert {place: len(filled_log.log(place)) for place in before} == before
+
+
+async def test_a_form_sent_twice_makes_one_run(filled: httpx.AsyncClient) -> None:
+    await text_of(filled, "/flows/settle", "payment_id")
+    form = {"p:payment_id": "p-1", "p:amount": "2", "nonce": "n"}
+    places = [(await filled.post("/flows/settle/start", data=form)).headers["hx-redirect"] for _ in range(2)]
+    assert places[0] == places[1]
+    other = await filled.post("/flows/settle/start", data=form | {"nonce": "m"})
+    assert other.headers["hx-redirect"] != places[0]
+
+
+@pytest.fixture
+async def filled_log() -> MemoryBroker:
+    """With flows, runs, events and dead letters, hostile ones among them."""
+    broker = await a_log("orders", "payments", "clicks")
+    await fill(broker)
+    return broker
+
+
+@pytest.fixture
+async def filled(tmp_path: Path, filled_log: MemoryBroker) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(tmp_path, filled_log) as dashboard, client(dashboard) as http:
+        yield http
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.broker import Record
+from engine.dead_letters import Marked
+from engine.events import Position
 from engine.history_errors import HistoryInUse, HistoryUnavailable, HistoryUnreadable
 from engine.history_schema import TABLES
 from engine.history_store import IN_MEMORY, HistoryStore
@@ -128,6 +130,19 @@ def test_the_oldest_ended_runs_are_forgotten_and_open_ones_stay() -> None:
     assert store.forget(BEGIN, 1e9, 2, 1e9) == 3
     assert {row[1] for row in tables(store)["runs"]} == {"open", "run-3", "run-4"}
     assert len({row[0] for row in tables(store)["changes"]}) == 3
+
+
+def test_letters_marks_and_counts_are_forgotten_by_age_alone() -> None:
+    topics = Topics()
+    letter, details = topics.letter(Position("orders", 0, 1))
+    topics.mark(f"0/{letter}", details, Marked.DROPPED)
+    a_run(topics, "run")
+    store = filled(topics.records)
+    counted = ("letters", "marks", "minutes", "worker_hours")
+    store.forget(BEGIN + 60, 3_600, 0, 1e9)
+    assert all(tables(store)[table] for table in counted)
+    store.forget(BEGIN + 2 * 86_400, 86_400, 1_000, 1e9)
+    assert not any(tables(store)[table] for table in (*counted, "runs"))
 
 
 def test_a_repeat_of_a_forgotten_run_makes_no_new_one() -> None:

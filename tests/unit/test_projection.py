@@ -16,7 +16,7 @@ from engine.history_store import IN_MEMORY, HistoryStore
 from engine.letter_lists import LetterList, Status
 from engine.log_rows import LogFilter
 from engine.projection import read_all
-from engine.states import State
+from engine.states import State, StateChange
 from engine.subscriber import Deduplicator
 from engine.task_rows import attempts_of
 from tests.history_records import BEGIN, LETTERS, LOGS, STATES, TRACE, Topics, a_busy_day, a_run, origin
@@ -100,7 +100,7 @@ def test_the_changes_kept_are_those_that_a_subscriber_gets() -> None:
             said = reading.said
             if hasattr(said, "owner"):
                 one.begin_epoch(record.offset)
-            elif said is not None and one.is_new(said):  # type: ignore[arg-type]
+            elif isinstance(said, StateChange) and one.is_new(said):
                 expected.setdefault(said.run_id, []).append(said.seq)  # type: ignore[union-attr]
         for run_id, seqs in expected.items():
             run = found.run(run_id)
@@ -212,6 +212,21 @@ def test_what_became_of_letters_is_what_the_command_says() -> None:
     assert first_page.items + found.letters(all=True, cursor=first_page.cursor).items == lines
 
 
+def test_a_page_of_open_letters_looks_at_a_bounded_number_and_goes_on_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(History, "LOOKED_AT", 4)
+    topics = Topics(gaps=False)
+    for number in range(12):
+        letter, details = topics.letter(Position("orders", 0, number), partition=number % 2)
+        if number not in (0, 9):
+            topics.mark(f"{number % 2}/{letter}", details, Marked.DROPPED)
+    found = history_of(topics)
+    pages = [found.letters(limit=3)]
+    while pages[-1].cursor is not None:
+        pages.append(found.letters(cursor=pages[-1].cursor, limit=3))
+    assert [[line.row.event_offset for line in page.items] for page in pages] == [[9], [], [0], []]
+    assert found.letters(all=True, limit=50).cursor is None
+
+
 def test_flows_are_judged_by_their_last_runs_and_minutes_count_states() -> None:
     topics = Topics()
     for number in range(4):
@@ -271,3 +286,19 @@ def test_a_reader_sees_what_a_projector_has_written_to_a_file(tmp_path: Path) ->
         assert found.run("run") is not None
         assert found.offsets() == {(STATES, 0): topics.records[-1].offset + 1}
     store.close()
+
+
+def test_of_each_flow_the_newest_declaration_is_kept() -> None:
+    topics = Topics()
+    old, new = topics.now(), topics.now()
+    topics.declaration("fulfil", at=new, signature="fulfil(order)")
+    topics.declaration("fulfil", at=old, signature="fulfil()")
+    other = topics.declaration("another")
+    topics.append(STATES, 0, b"{", (("ce_type", b"engine.flow"),))
+    found = history_of(topics)
+    assert [(one.name, one.signature) for one in found.declarations()] == [
+        ("another", "another()"),
+        ("fulfil", "fulfil(order)"),
+    ]
+    assert found.declarations()[0] == other
+    assert not found.runs().items

@@ -11,7 +11,6 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 
-import engine.vitals as vitals_module
 from engine import Event, flow, on, task
 from engine.broker import Partition
 from engine.history_errors import HistoryUnavailable
@@ -29,6 +28,8 @@ OF_THE_DASHBOARD = {"engine_projector_lag_records", "engine_history_readable"}
 
 @task
 def halve(number: int) -> float:
+    if not number:
+        raise ValueError("nothing to halve")
     return number / 2
 
 
@@ -43,11 +44,10 @@ def refused(event: Event[dict[str, int]]) -> None:
 
 
 @pytest.fixture
-async def app(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AppUnderTest]:
-    """An engine whose Dask scheduler is not there to be asked: its calls run in this process."""
-    monkeypatch.setattr(vitals_module, "PART_SECONDS", 0.2)
+async def app() -> AsyncIterator[AppUnderTest]:
+    """An engine whose Dask scheduler cannot be asked: its calls run in this process."""
     broker = MemoryBroker()
-    settings = fresh_settings(http="127.0.0.1:0", dask="tcp://127.0.0.1:1")
+    settings = fresh_settings(http="127.0.0.1:0", dask="nowhere://")
     app = AppUnderTest(settings, (halved, refused), broker, InlineExecutor(), broker)
     await app.start()
     yield app
@@ -105,6 +105,14 @@ async def test_a_scrape_tells_what_the_engine_has_done_and_how_it_is(app: AppUnd
     assert values(found, "process_resident_memory_bytes")[0] > 1_000_000
 
 
+async def test_a_run_that_fails_counts_with_its_letter(app: AppUnderTest) -> None:
+    run = await app.do("numbers", {"number": 0}, "halved")
+    assert run.end.state is State.FAILED
+    found = by_name((await scraped(app))[0])
+    assert values(found, "engine_flow_runs_total", flow="halved", state="FAILED") == [1]
+    assert values(found, "engine_dead_letters_total", topic=app.topic("numbers"), reason="run-failed") == [1]
+
+
 async def test_every_metric_is_told_with_its_own_name_help_and_type(app: AppUnderTest) -> None:
     lines = (await scraped(app))[0].splitlines()
     for metric in METRICS:
@@ -132,7 +140,7 @@ async def test_a_dashboard_tells_how_far_the_history_is_and_what_its_one_engine_
     assert ends is not None
     place = max((place for place in ends if place[0] == states), key=lambda place: ends[place])
 
-    def offsets() -> Mapping[Partition, int]:
+    async def offsets() -> Mapping[Partition, int]:
         return {place: ends[place] - 2}
 
     assert app.app.http is not None
@@ -146,7 +154,7 @@ async def test_a_dashboard_tells_how_far_the_history_is_and_what_its_one_engine_
 
 @pytest.mark.parametrize("engines", [[], ["127.0.0.1:1"], ["127.0.0.1:1", "127.0.0.1:2"]])
 async def test_without_one_engine_a_dashboard_tells_what_it_sees_itself(app: AppUnderTest, engines: list[str]) -> None:
-    def offsets() -> Mapping[Partition, int]:
+    async def offsets() -> Mapping[Partition, int]:
         raise HistoryUnavailable("history.db", "there is no such file")
 
     vitals = Vitals(app.settings, app.log)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from engine import task
 from engine.command_errors import NotFound
-from engine.executor import TAKEN
+from engine.executor import TAKEN, Call
+from engine.planning import PlannedCall
 from engine.reruns import Calls
-from engine.states import State, StateChange, encode, utc
+from engine.running import _places
+from engine.runs import FlowRun
+from engine.states import Reuse, State, StateChange, encode, utc
+from tests.unit.recorded import Gone, scheduled
 
 S = State
 RUN = "ab" * 16
@@ -146,3 +151,47 @@ def test_the_tasks_of_a_packed_run_can_be_named_and_have_stored_nothing() -> Non
     story.flow(S.COMPLETED, tasks=msgspec.Raw(encode(entries)))
     plan = story.calls.plan(RUN, "load")
     assert (plan.again, plan.reuse) == (("load/0",), None)
+
+
+@task(persist=True)
+def load() -> int:
+    return 1
+
+
+@task
+def send(value: int) -> int:
+    return value
+
+
+def calls_of(body: object, reuse: Reuse) -> dict[str, tuple[str, int] | None]:
+    """What each call of a flow may take, gone through as the engine does."""
+    run = FlowRun(scheduled(flow=getattr(body, "__name__", ""), parameters=msgspec.Raw(b"{}"), reuse=reuse), 5)
+    gone = Gone(body, run=run)  # type: ignore[arg-type]
+    return {f"{one.call.task}/{one.call.index}": one.call.reuse for one in gone.planned if isinstance(one, PlannedCall)}
+
+
+def test_calls_that_may_take_results_say_so() -> None:
+    def plain() -> object:
+        return send(load())
+
+    async def waiting() -> object:
+        return send(load())
+
+    reuse = Reuse(RUN, ("load/0", "load/1"), 3, True)
+    assert calls_of(plain, reuse) == {"load/0": (RUN, 3), "send/1": None}
+    assert set(calls_of(waiting, reuse).values()) == {None}, "it was planned for a plain flow"
+    assert calls_of(waiting, msgspec.structs.replace(reuse, is_plain=False))["load/0"] == (RUN, 3)
+
+
+def test_a_result_is_looked_for_under_each_attempt_of_the_flow_its_own_first() -> None:
+    call = msgspec.structs.replace(a_call(), run_id="cd" * 16, index="3.17~2", reuse=(RUN, 2))
+    assert list(_places(call)) == [("cd" * 16, "3.17~2"), (RUN, "3.17~2"), (RUN, "3.17")]
+    assert list(_places(msgspec.structs.replace(call, reuse=None))) == [("cd" * 16, "3.17~2")]
+
+
+def a_call() -> Call:
+    def plain() -> object:
+        return load()
+
+    [planned] = [one for one in Gone(plain).planned if isinstance(one, PlannedCall)]
+    return planned.call

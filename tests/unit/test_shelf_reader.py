@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from engine.broker import Outgoing, Record, TopicSpec
 from engine.ledger import Ledger
@@ -23,10 +24,12 @@ class LateSource(MemorySource):
     """Hands out what one poll has found at the next one, as a fetch that outlives its poll does on Kafka."""
 
     _late: tuple[Record, ...] = ()
+    #: What lies before it the topic no longer has.
+    begins_at = 0
 
     async def poll(self, *, timeout_seconds: float, max_records: int) -> list[Record]:
         found, self._late = self._late, tuple(await super().poll(timeout_seconds=0.01, max_records=7))
-        return list(found)
+        return [record for record in found if record.offset >= self.begins_at]
 
     async def position(self, partition: tuple[str, int]) -> int:
         held = [record.offset for record in self._late if (record.topic, record.partition) == partition]
@@ -129,3 +132,27 @@ async def test_what_was_lost_meanwhile_is_left_to_its_new_owner(bench: Bench) ->
         return not bench.ledgers[1].shelf.lanes
 
     await eventually(work)
+
+
+async def test_what_the_topic_no_longer_keeps_is_lost_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LateSource, "begins_at", 31)
+    bench = Bench()
+    await bench.fill()
+    with capture_logs() as said:
+        reading = asyncio.create_task(bench.reader.run())
+
+        def work() -> bool:
+            for ledger, run in bench.waitlist.take(3):
+                bench.waitlist.end(ledger, run)
+            bench.reader.nudge()
+            return not any(ledger.shelf.lanes for ledger in bench.ledgers.values())
+
+        await eventually(work)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await bench.reader.close()
+    lost = [(line["flow"], line["partition"], line["offsets"]) for line in said if line["log_level"] == "error"]
+    assert {partition for _, partition, _ in lost} == {0, 1}
+    for partition in (0, 1):
+        spans = [tuple(map(int, offsets.split("-"))) for _, number, offsets in lost if number == partition]
+        assert sum(to - begin + 1 for begin, to in spans) == 30

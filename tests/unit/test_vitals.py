@@ -11,21 +11,23 @@ import msgspec
 import pytest
 
 import engine.vitals as vitals_module
-from engine.broker import Outgoing, Standing, TopicSpec
+from engine.broker import Broker, Outgoing, Standing, TopicSpec
 from engine.errors import SettingsError
 from engine.gateway import Gateway
+from engine.kafka import KafkaBroker
 from engine.memory import MemoryBroker
 from engine.settings import Settings, load
 from engine.vital_signs import lags_of
 from engine.vitals import Vitals
 
-SETTINGS = Settings(app="shop", kafka="memory", dask="tcp://127.0.0.1:1", http="127.0.0.1:0")
+#: A scheduler that cannot be asked, and that says so at once.
+SETTINGS = Settings(app="shop", kafka="127.0.0.1:1", dask="nowhere://", http="127.0.0.1:0")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here answers late: what does not answer at once never will."""
-    monkeypatch.setattr(vitals_module, "PART_SECONDS", 0.5)
+    """For what would never answer."""
+    monkeypatch.setattr(vitals_module, "PART_SECONDS", 0.2)
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ async def log() -> MemoryBroker:
 
 
 @asynccontextmanager
-async def looking(log: MemoryBroker, *engines: str) -> AsyncIterator[Vitals]:
+async def looking(log: Broker, *engines: str) -> AsyncIterator[Vitals]:
     vitals = Vitals(msgspec.structs.replace(SETTINGS, engines=engines), log)
     yield vitals
     await vitals.close()
@@ -115,10 +117,22 @@ async def test_what_is_no_engine_is_told_from_one_that_is_not_ready(log: MemoryB
     assert found.trouble
 
 
-async def test_an_engine_that_accepts_and_says_nothing_is_not_waited_for(log: MemoryBroker) -> None:
-    async with listening(lambda writer: None) as address, looking(log, address) as vitals:
-        [found] = (await vitals.look()).engines
-    assert found.trouble == "no answer within 0.5 s"
+@pytest.mark.usefixtures("little_patience")
+async def test_nobody_is_waited_for_who_accepts_and_says_nothing(log: MemoryBroker) -> None:
+    async with listening(lambda writer: None) as address:
+        silent = msgspec.structs.replace(SETTINGS, kafka=address, dask=f"tcp://{address}", engines=(address,))
+        vitals = Vitals(silent, KafkaBroker(silent))
+        for _ in range(2):  # what one look has left behind is in nobody's way
+            seen = await vitals._ask()
+            assert (seen.kafka_trouble, seen.dask_trouble, seen.engines[0].trouble) == ("no answer within 0.2 s",) * 3
+        await vitals.close()
+
+
+async def test_kafka_that_is_not_there_is_a_trouble_with_its_reason() -> None:
+    async with looking(KafkaBroker(SETTINGS)) as vitals:
+        seen = await vitals.look()
+    assert (seen.lags, seen.ends, seen.behind({})) == (None, None, None)
+    assert "127.0.0.1:1" in seen.kafka_trouble
 
 
 async def test_many_who_look_at_once_see_the_same(log: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:

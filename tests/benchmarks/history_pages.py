@@ -1,0 +1,139 @@
+"""What the pages of a dashboard ask of a full history, how long each takes, and the bad cases that are put into it first."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import statistics
+import time
+from collections.abc import Callable
+
+from engine.events import Position
+from engine.history import History, RunFilter
+from engine.history_schema import LetterRow, TaskRow
+from engine.states import State
+
+#: Dead letters, and how many of ten were dealt with; tasks of the one run that has far too many.
+LETTERS, DEALT_WITH, TASKS = 60_000, 9, 50_000
+_ROUNDS = 15
+
+
+def add_bad_cases(db: sqlite3.Connection, now: float, span_seconds: float) -> str:
+    """Put letters into a history, the latest all dealt with, and many tasks into its last run; answers that run's id."""
+    columns = LetterRow.__struct_fields__
+    letters, marks = [], []
+    for number in range(LETTERS):
+        at = now - span_seconds * (1 - number / LETTERS)
+        given = {
+            "identity": f"{number:032x}",
+            "at": at,
+            "reason": "malformed-data",
+            "error": "no JSON",
+            "event_topic": "orders",
+        }
+        given |= {"event_partition": number % 4, "event_offset": 1 << 40 | number, "headers": b"[]", "value": b"{" * 200}
+        given |= {"partition": number % 4, "place": number // 4, "size": 200}
+        letters.append([given.get(name) for name in columns])
+        if number % 10 < DEALT_WITH or number > LETTERS - 20_000:
+            marks.append(
+                [number % 4, LETTERS + number // 4, f"{number % 4}/{number // 4}", given["identity"], "dropped", at, None]
+            )
+    place, run_id = db.execute("SELECT place, run_id FROM runs ORDER BY place DESC LIMIT 1").fetchone()
+    row = {
+        "place": place,
+        "task": "'resize'",
+        "attempt": 1,
+        "parents": "'[]'",
+        "map_index": "n",
+        "name": "printf('resize/0.%d', n)",
+    }
+    row |= {
+        "state": "CASE n % 9 WHEN 0 THEN 'RUNNING' ELSE 'COMPLETED' END",
+        "scheduled_at": now,
+        "started_at": f"{now} + n / 1e3",
+    }
+    row |= {"ended_at": f"{now} + n / 1e3 + 0.5", "worker": "'tcp://10.0.0.1:4000'"}
+    row |= {"attempts": f'CAST(printf(\'[[1,%f,%f,%f,"tcp://10.0.0.1:4000","COMPLETED"]]\', {now}, {now}, {now}) AS BLOB)'}
+    with db:
+        db.executemany(f"INSERT INTO letters VALUES ({', '.join('?' * len(columns))})", letters)
+        db.executemany("INSERT INTO marks VALUES (?, ?, ?, ?, ?, ?, ?)", marks)
+        values = ", ".join(str(row.get(name, "NULL")) for name in TaskRow.__struct_fields__)
+        numbers = f"WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < {TASKS - 1})"
+        db.execute(f"INSERT INTO task_runs {numbers} SELECT {values} FROM numbers")
+        db.execute("UPDATE runs SET tasks = ? WHERE place = ?", [TASKS, place])
+    return str(run_id)
+
+
+def ask(path: str, large: str, span_seconds: float) -> None:
+    """Ask everything some times over, and print the median and the most. ``large`` is the run with too many tasks."""
+    print(f"  queries, {_ROUNDS} times each, ms:                  median      most")
+    with History.open(path) as found:
+        for name, question in _questions(found, large, span_seconds).items():
+            took = []
+            for _ in range(_ROUNDS):
+                began = time.monotonic()
+                question()
+                took.append((time.monotonic() - began) * 1000)
+            print(f"    {name:<42} {statistics.median(took):>9.2f} {max(took):>9.2f}", flush=True)
+
+
+def _questions(found: History, large: str, span_seconds: float) -> dict[str, Callable[[], object]]:
+    chance = random.Random(7)
+    now = time.time()
+    middle = f"{now - span_seconds / 2!r},0"
+    some = [run.run_id for run in [*found.runs(limit=50).items, *found.runs(cursor=middle, limit=50).items]]
+    flows = [row.flow for row in found.flows()]
+    failed, hour = [State.FAILED, State.CRASHED], now - 3_600
+
+    def runs(**wanted: object) -> Callable[[], object]:
+        return lambda: found.runs(RunFilter(**wanted), limit=50)  # type: ignore[arg-type]
+
+    def key() -> str:
+        return f"customer-{chance.randrange(1_000)}"
+
+    return {
+        "runs, newest": runs(),
+        "runs, a page in the middle": lambda: found.runs(cursor=middle, limit=50),
+        "runs of a flow": lambda: found.runs(RunFilter(flows=[chance.choice(flows)]), limit=50),
+        "runs, failed or crashed": runs(states=failed),
+        "runs, failed, of a flow": runs(flows=flows[:1], states=[State.FAILED]),
+        "runs, failed, a page in the middle": lambda: found.runs(RunFilter(states=failed), cursor=middle, limit=50),
+        "runs of a state nobody is in": runs(states=[State.RETRYING]),
+        "runs of three flows in all states": runs(flows=flows[:3], states=list(State)),
+        "runs of a key": lambda: found.runs(RunFilter(key=key()), limit=50),
+        "runs of a key, failed": lambda: found.runs(RunFilter(key=key(), states=[State.FAILED]), limit=50),
+        "runs of a key, of a flow": lambda: found.runs(RunFilter(key=key(), flows=flows[:1]), limit=50),
+        "runs of a key nobody has, failed, of a flow": runs(key="nobody", flows=flows[:1], states=failed),
+        "runs of a flow nobody has": runs(flows=["nope"]),
+        "runs since an hour, failed": runs(states=[State.FAILED], since=hour),
+        "runs before yesterday, cancelled": runs(states=[State.CANCELLED], until=now - span_seconds / 2),
+        "one run, its tasks and changes": lambda: _one(found, chance.choice(some)),
+        f"a run with {TASKS:,} tasks: first page": lambda: _one(found, large),
+        f"a run with {TASKS:,} tasks: page in the middle": lambda: _page(found, large, "resize/0.3"),
+        "events": lambda: found.events(limit=50),
+        "events, a page in the middle": lambda: found.events(cursor=middle, limit=50),
+        "one event": lambda: found.event(Position("orders", 0, chance.randrange(1_000))),
+        "events of an id": lambda: found.positions_of(f"event-{chance.randrange(1_000)}"),
+        "dead letters, open, behind 20,000 others": lambda: found.letters(limit=50),
+        "dead letters, all": lambda: found.letters(all=True, limit=50),
+        "workers": lambda: found.workers(now - 86_400),
+        f"flows ({len(flows)}), success rate and p50/p95": found.flows,
+        "minutes of the last hour": lambda: found.minutes(now),
+        "open runs and the oldest": found.open_runs,
+        "offsets": found.offsets,
+    }
+
+
+def _one(found: History, run_id: str) -> None:
+    run = found.run(run_id)
+    if run is None:
+        raise SystemExit(f"run {run_id} is not there")
+    found.task_runs(run)
+    found.changes(run)
+    found.repeats(run_id)
+
+
+def _page(found: History, run_id: str, after: str) -> None:
+    run = found.run(run_id)
+    if run is not None:
+        found.task_runs(run, after=after)
