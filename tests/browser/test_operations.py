@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
-from tests.browser.conftest import NARROW, STEP_SECONDS, WIDE
 
 from engine.dead_letters import Mark, Marked, read_letter, read_replay
 from engine.settings import Secret
+from tests.browser.conftest import NARROW, STEP_SECONDS, WIDE
 from tests.browser.desk import Desk, event_record
 
 STATES, LETTERS, REPLAYS = "app.states", "app.dead-letters", "app.replays"

@@ -66,7 +66,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Story]:
     """A history with everything in it, filled once."""
     path = tmp_path_factory.mktemp("shop") / "history.db"
     writer = Writer(path)
-    story = Story(writer, NOW)
+    story = Story(writer, NOW, hostile_seconds=130)
     writer.close()
     return path, story
 
