@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from engine.events import Event
     from engine.flows import flow, on
     from engine.handles import Handle, MapHandle, unmapped
+    from engine.log_catcher import logger
     from engine.retries import Retry, exponential, fixed, jittered
+    from engine.rules import Rule, rule
     from engine.sharing import Attached, attach
     from engine.states import Failure, State, StateChange
     from engine.subscriber import Subscription, subscribe
+    from engine.targets import notify, webhook
     from engine.tasks import task
 
 __all__ = [
@@ -50,12 +53,19 @@ __all__ = [
     # Ask, inside a task, which attempt of what it is.
     "attempt",
     "Attempt",
+    # Say something in a task or a flow: it goes to the run's log.
+    "logger",
     # Hear what became of it.
     "subscribe",
     "Subscription",
     "StateChange",
     "State",
     "Failure",
+    # Be told of it.
+    "notify",
+    "webhook",
+    "rule",
+    "Rule",
     # Share its futures while it runs.
     "attach",
     "Attached",
@@ -88,10 +98,15 @@ _HOMES = {
     "RetryableError": "engine.errors",
     "attempt": "engine.attempts",
     "Attempt": "engine.attempts",
+    "logger": "engine.log_catcher",
     "subscribe": "engine.subscriber",
     "Subscription": "engine.subscriber",
     "attach": "engine.sharing",
     "Attached": "engine.sharing",
+    "notify": "engine.targets",
+    "webhook": "engine.targets",
+    "rule": "engine.rules",
+    "Rule": "engine.rules",
     "StateChange": "engine.states",
     "State": "engine.states",
     "Failure": "engine.states",

@@ -18,6 +18,7 @@ from engine.flows import Flow
 from engine.gateway import Gateway
 from engine.intake import Intake
 from engine.letter_writer import LetterWriter
+from engine.log_writer import LogWriter
 from engine.logs import logger
 from engine.metrics import Counts, Gauges
 from engine.prometheus import EngineMetrics
@@ -53,6 +54,9 @@ class App:
         self._events = AwaitedEvents(broker)
         driver = Driver(settings, flows, executor, self._publisher, self._tracer, self._events)
         self._waitlist = driver.waitlist
+        self._log_sink = broker.sink()
+        self._log_writer = LogWriter(settings, self._log_sink, driver.logs)
+        executor.on_logs = self._log_writer.take
         self._dispatcher = Dispatcher(settings, broker, self._state_sink, driver, self._publisher)
         # Also where no event starts anything: what was started by hand leaves letters, and takes their replays.
         offer = self._dispatcher.offer
@@ -103,8 +107,9 @@ class App:
             async with asyncio.TaskGroup() as group:
                 publisher = group.create_task(self._publisher.run(), name="engine-publisher")
                 letters = group.create_task(self._letters.run(), name="engine-letters")
-                declaring = group.create_task(self._declarer.run(), name="engine-declare")
                 pulse = group.create_task(self._pulse.run(), name="engine-pulse")
+                declaring = group.create_task(self._declarer.run(), name="engine-declare")
+                logs = group.create_task(self._log_writer.run(), name="engine-logs")
                 parts = [
                     group.create_task(self._dispatcher.run(), name="engine-dispatcher"),
                     group.create_task(self._intake.run(), name="engine-intake"),
@@ -113,8 +118,9 @@ class App:
                 stop = group.create_task(self._stop.wait(), name="engine-stop")
                 await asyncio.wait([stop, publisher, letters, *parts], return_when=asyncio.FIRST_COMPLETED)
                 await self._wind_down(parts)
-                declaring.cancel()
                 pulse.cancel()
+                declaring.cancel()
+                logs.cancel()
                 letters.cancel()
                 publisher.cancel()
                 stop.cancel()
@@ -150,12 +156,13 @@ class App:
         except TimeoutError:
             # Kafka is away: what was not told is told by the next owner, who finds the runs open.
             logger.warning("stopped without telling all", waiting_changes=self._publisher.backlog)
+        await self._log_writer.drain()
 
     async def _close(self) -> None:
         if not self._is_started and self._gateway is not None:
             await self._gateway.close()
         await self._vitals.close()
-        for sink in (self._intake_sink, self._state_sink):
+        for sink in (self._intake_sink, self._state_sink, self._log_sink):
             await sink.close()
         await self._broker.close()
         await asyncio.to_thread(self._tracer.close)

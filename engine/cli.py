@@ -26,6 +26,7 @@ _COMMANDS = {
     "demo": ("engine.cli_demo:demo", "See it work: real flights through a real Kafka and real Dask workers."),
     "dev": ("engine.cli_dev:dev", "Run it all on this machine: Kafka, Dask workers and the engine, with reload."),
     "run": ("engine.cli_run:run", "Run the engine alone, against a Kafka and a Dask that run already."),
+    "notify": ("engine.cli_notify:notify", "Tell people and programs of state changes, as flows, tasks and rules ask for."),
     "dashboard": ("engine.cli_dashboard:dashboard", "See it all: serve the pages and the API, and keep the history."),
     "doctor": ("engine.cli_doctor:doctor", "Check Kafka, Dask and the handlers; name the remedy of what is wrong."),
 }
@@ -44,6 +45,7 @@ _GROUPS = {
         {
             "ls": ("engine.cli_run_lists:ls", "List runs, the newest first."),
             "show": ("engine.cli_run_lists:show", "Show one run: its tasks with their attempts, and its state changes."),
+            "logs": ("engine.cli_logs:logs", "Show what the tasks and the flow of a run have logged."),
             "watch": ("engine.cli_runs:watch", "Follow one run; exits with its fate."),
             "cancel": ("engine.cli_cancel:cancel", "Stop open runs and all their tasks."),
             "retry": ("engine.cli_repeats:retry", "Run again what ended FAILED, CRASHED or CANCELLED, as new runs."),

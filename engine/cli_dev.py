@@ -18,6 +18,7 @@ from engine.cli_output import json_text, put, say
 from engine.dask_processes import default_workers
 from engine.devstack import DASHBOARD, DevStack
 from engine.handler_paths import import_paths, watched_paths
+from engine.hook_loader import load_addressees
 from engine.jaeger_process import find_jaeger
 from engine.loader import load
 from engine.log_follower import LogFollower
@@ -45,7 +46,7 @@ async def dev(
     """Run Kafka, Dask workers, the engine and its HTTP endpoint on this machine, until Ctrl-C stops them all, in order.
 
     --kafka and --dask use what runs already. Data stays in the user's cache folder between starts (--fresh empties it).
-    With --json: one line {"kafka", "dask", "http", "jaeger", "pid"} on standard output when all is ready, nothing else there.
+    With --json: one line {"kafka", "dask", "http", "jaeger", "otlp", "pid"} on standard output when all is ready.
     """
     # Kafka and Dask by flag alone: what engine.toml names is likely the production's, and this starts its own.
     settings = settings_of(app=app, kafka=kafka or _USUAL.kafka, dask=dask or _USUAL.dask, handlers=handlers, http=http)
@@ -62,8 +63,9 @@ async def dev(
         following = asyncio.create_task(LogFollower(stack.directory / "logs" / "engine.log").run(), name="dev-log")
         async with stack:
             if json:
-                where = {"kafka": stack.kafka, "dask": stack.dask, "http": stack.http or None, "jaeger": stack.jaeger or None}
-                put(json_text(where | {"pid": os.getpid()}))
+                jaeger_url, otlp = (stack.jaeger.url, stack.jaeger.otlp) if stack.jaeger else (None, None)
+                where = {"kafka": stack.kafka, "dask": stack.dask, "http": stack.http or None, "jaeger": jaeger_url}
+                put(json_text(where | {"otlp": otlp, "pid": os.getpid()}))
             _tell(stack, settings, len(flows), asyncio.get_running_loop().time() - began)
             await stack.wait()
     finally:
@@ -111,7 +113,11 @@ def _options(
     path = settings.history_path or str(made.data_directory() / "history.db")
     # Kafka's own topics are emptied with --fresh, those of another one are not.
     again = ("--fresh",) if fresh and kafka is None else ()
-    return msgspec.structs.replace(made, companions=_companions(settings, ("--app", settings.app, "--history", path, *again)))
+    companions = _companions(settings, ("--app", settings.app, "--history", path, *again))
+    # Beside nothing that is to be told it would only take memory; a reload may bring something.
+    notify = {"notify": _engine("notify", settings.handlers, "--app", settings.app, "--skip-unusable")}
+    companions |= notify if load_addressees(settings).targets else {}
+    return msgspec.structs.replace(made, companions=companions, reloaded=notify)
 
 
 def _companions(settings: Settings, where: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -148,7 +154,7 @@ def _tell(stack: DevStack, settings: Settings, flows: int, seconds: float) -> No
         if settings.handlers
         else "no handlers; name some to run flows"
     )
-    jaeger = f"  Jaeger {stack.jaeger}\n" if stack.jaeger else ""
+    jaeger = f"  Jaeger {stack.jaeger.url} (spans: OTLP/HTTP at {stack.jaeger.otlp})\n" if stack.jaeger else ""
     say(
         f"\nReady after {seconds:.1f} s: {what}\n"
         f"  Kafka  {stack.kafka}\n"

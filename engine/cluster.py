@@ -10,16 +10,19 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from distributed import Client, LocalCluster, fire_and_forget
 
+from engine.dask_clients import close_client, open_client
+from engine.dask_logs import LOGS
 from engine.errors import DaskUnavailable
 from engine.executor import Call, Listener, Submission, decode_reports, encode_call
 from engine.logs import logger
 from engine.parcels import Parcel, decode_outcomes, encode_parcel
 from engine.reporter import ReportPlugin, ResultsPlugin, warm_up
+from engine.run_logs import LogMail, decode_mail
 from engine.scheduler import NAME, PARCELS, REFUSED, VERSION, RunsPlugin
 
 #: How often the connection is looked at.
@@ -52,6 +55,7 @@ class Cluster:
         self.trouble = f"not connected to the Dask scheduler at {address} yet"
         #: Threads of all workers, as last heard.
         self.slots = 1
+        self.on_logs: Callable[[Sequence[LogMail]], None] = lambda mails: None
         self._app = app
         #: Handler modules that workers import ahead of the first task.
         self._modules = tuple(modules)
@@ -130,7 +134,7 @@ class Cluster:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
         if self._client is not None:
-            await self._client.close(timeout=2)
+            await close_client(self._client)
         self.trouble = "closed"
 
     def _submit(self, submissions: Sequence[Submission]) -> None:
@@ -147,9 +151,7 @@ class Cluster:
 
     async def _connect(self) -> None:
         try:
-            client = await Client(
-                self.address, asynchronous=True, timeout=self._timeout_seconds, set_as_default=False, name="engine"
-            )
+            client = await open_client(self.address, timeout=self._timeout_seconds, name="engine")
         except (OSError, TimeoutError, ValueError, ImportError) as error:
             raise DaskUnavailable(self.address, f"{error}") from error
         try:
@@ -159,16 +161,17 @@ class Cluster:
                 await client.register_plugin(ResultsPlugin(self._app, self._results, self._max_result_bytes))
             self._token, version, self.slots = await client.scheduler.engine_token()
         except Exception as error:  # whatever the other side answers: it is not a scheduler we can work with
-            await client.close(timeout=2)
+            await close_client(client)
             raise DaskUnavailable(self.address, f"the scheduler refused the engine's plugin: {error}") from error
         if version != VERSION:
-            await client.close(timeout=2)
+            await close_client(client)
             raise DaskUnavailable(
                 self.address, f"it runs engine {version}, this process engine {VERSION}: install the same there"
             )
         client.subscribe_topic(NAME, self._hear)
         client.subscribe_topic(PARCELS, self._hear_parcels)
         client.subscribe_topic(REFUSED, self._warn)
+        client.subscribe_topic(LOGS, self._hear_logs)
         # The first graph that a scheduler and its workers see takes them some hundred milliseconds: let it be this one.
         fire_and_forget(client.map(warm_up, range(_WARM_UP_CALLS), pure=False))
         self._client = client
@@ -194,6 +197,9 @@ class Cluster:
             self._listener.on_deaths(event["died"], event["reason"])
         else:
             self._listener.on_refused(event["parcel"])
+
+    def _hear_logs(self, event: list[bytes]) -> None:
+        self.on_logs([decode_mail(mail) for mail in event])
 
     def _warn(self, event: list[int]) -> None:
         partition, epoch, latest = event
@@ -235,7 +241,7 @@ class Cluster:
             token = ""
         if token != self._token:
             self._client = None
-            await client.close(timeout=2)
+            await close_client(client)
             await self._connect()
             self._say_back()
         elif comm is not self._comm or self._is_lost:

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 import msgspec
 from distributed import Client
 
+from engine.dask_clients import close_client, open_client
 from engine.errors import DaskUnavailable
 
 #: What must be alike wherever pickles and graphs go.
@@ -49,7 +50,7 @@ class Survey(msgspec.Struct, frozen=True):
 async def survey(address: str, modules: Sequence[str], timeout_seconds: float) -> Survey:
     """Ask scheduler and workers. Raises DaskUnavailable."""
     try:
-        client = await Client(address, asynchronous=True, timeout=timeout_seconds, set_as_default=False)
+        client = await open_client(address, timeout=timeout_seconds)
     except (OSError, TimeoutError, ValueError, ImportError) as error:
         raise DaskUnavailable(address, str(error)) from error
     try:
@@ -58,7 +59,7 @@ async def survey(address: str, modules: Sequence[str], timeout_seconds: float) -
     except (OSError, TimeoutError) as error:
         raise DaskUnavailable(address, str(error) or "no answer in time") from error
     finally:
-        await client.close(timeout=2)
+        await close_client(client)
 
 
 def versions() -> dict[str, str]:

@@ -142,3 +142,27 @@ class HandlerError(EngineError):
 
     def __str__(self) -> str:
         return f"handler {self.handler}: {self.cause}. {self.remedy}"
+
+
+class TargetError(EngineError):
+    """Raised when a target of notifications cannot be used, before anything is told. The text shows no address."""
+
+    exit_code = 2
+
+    def __init__(self, target: str, cause: str, remedy: str) -> None:
+        super().__init__(target, cause, remedy)
+        self.target, self.cause, self.remedy = target, cause, remedy
+
+    def __str__(self) -> str:
+        return f"{self.target}: {self.cause}. {self.remedy}"
+
+
+class NotDelivered(EngineError):
+    """Raised when a target did not take a notice. The notifier tries again, later, unless ``is_final``."""
+
+    def __init__(self, cause: str, is_final: bool, retry_after_seconds: float | None) -> None:
+        super().__init__(cause, is_final, retry_after_seconds)
+        self.cause, self.is_final, self.retry_after_seconds = cause, is_final, retry_after_seconds
+
+    def __str__(self) -> str:
+        return self.cause

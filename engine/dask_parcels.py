@@ -68,6 +68,11 @@ class HeldParcels:
     def __len__(self) -> int:
         return len(self._runs)
 
+    def slot_of(self, run_id: str) -> tuple[str, int]:
+        """The partition of a run; none that is where the run is not known."""
+        known = self._runs.get(run_id)
+        return ("", -1) if known is None else known.slot
+
     def send(self, parcel: bytes, slots: Sequence[tuple[str, int]]) -> None:
         """Run these runs, whose partitions are ``slots``, but for those that are under way or have an outcome."""
         decoded = decode_parcel(parcel)

@@ -57,9 +57,10 @@ class DevStack:
         self._environment = options.process_environment()
         self._kafka: ApacheKafka | None = None
         self._dask: DaskProcesses | None = None
-        seconds, program = options.start_seconds, options.jaeger
-        jaeger = None if program is None else JaegerProcess(self._children, self.directory, program, seconds, report)
-        self._jaeger: JaegerProcess | None = jaeger
+        #: None where there is none.
+        self.jaeger: JaegerProcess | None = None
+        if options.jaeger is not None:
+            self.jaeger = JaegerProcess(self._children, self.directory, options.jaeger, options.start_seconds, report)
         self._http = options.http
         #: Where the engine itself listens: behind a dashboard at a port of its own.
         self._engine_http = options.http
@@ -86,11 +87,6 @@ class DevStack:
     def http(self) -> str:
         """``http://host:port`` of the dashboard, or of the engine where there is none; empty where it is off."""
         return f"http://{self._http}" if self._http and self._options.engine else ""
-
-    @property
-    def jaeger(self) -> str:
-        """``http://host:port`` of Jaeger's pages; empty where there is none."""
-        return self._jaeger.url if self._jaeger else ""
 
     @property
     def pids(self) -> dict[str, int]:
@@ -157,8 +153,8 @@ class DevStack:
         # Kafka's start is mostly waiting, so Dask starts meanwhile.
         kafka = asyncio.create_task(self._start_kafka(), name="stack-start-kafka")
         try:
-            if self._jaeger is not None:  # before those that have traces to send, and learn where to
-                self._environment |= await self._jaeger.start(self._environment)
+            if self.jaeger is not None:  # before those that have traces to send, and learn where to
+                self._environment |= await self.jaeger.start(self._environment)
             await self._start_dask()
         except BaseException:  # whatever it was goes on up; nothing half started stays behind
             kafka.cancel()
@@ -180,10 +176,10 @@ class DevStack:
     async def _start_companion(self, name: str) -> None:
         addresses = {"ENGINE_KAFKA": self.kafka, "ENGINE_DASK": self.dask}
         if name != DASHBOARD:
-            await self._children.launch(name, self._options.companions[name], self._environment | addresses)
+            await self._children.launch(name, self._options.beside[name], self._environment | addresses)
             return
         addresses |= {"ENGINE_HTTP": self._http, "ENGINE_ENGINES": self._engine_http}
-        child = await self._children.launch(name, self._options.companions[name], self._environment | addresses)
+        child = await self._children.launch(name, self._options.beside[name], self._environment | addresses)
         await child.until(lambda: answers(self._http, "/readyz"), self._options.start_seconds)
         self._report(f"dashboard: ready at {self.http}")
 
@@ -251,7 +247,7 @@ class DevStack:
         scheduler = self._children.get(SCHEDULER)
         if child.name.startswith(WORKER_PREFIX) and (scheduler is None or scheduler.exit_code is not None):
             return  # It ended because its scheduler did, with which it starts again.
-        if child.name in (ENGINE, JAEGER) or child.name in self._options.companions:
+        if child.name in (ENGINE, JAEGER) or child.name in self._options.beside:
             self._report(f"{child.name}: ended with code {child.exit_code}; its log ends with:\n{child.tail()}")
         else:
             self._report(f"Dask: the {child.name} ended with code {child.exit_code}; starting it again")
@@ -265,10 +261,10 @@ class DevStack:
         self._restarts.begins(name)
         if name == ENGINE and self._options.engine is not None:
             await self._start_engine(self._options.engine)
-        elif name in self._options.companions:
+        elif name in self._options.beside:
             await self._start_companion(name)
-        elif self._jaeger is not None and name == JAEGER:
-            await self._jaeger.start(self._environment)
+        elif self.jaeger is not None and name == JAEGER:
+            await self.jaeger.start(self._environment)
         elif self._dask is not None and name == SCHEDULER:
             # Workers never rejoin a scheduler that came back, and go on with what they have: they end with it.
             await self._dask.stop_workers()
@@ -298,6 +294,9 @@ class DevStack:
             self._report("Dask: its workers are not ours; they keep the handlers that they have loaded")
         if self._options.engine is not None:
             await self._start_engine(self._options.engine)
+        for name in self._options.reloaded:
+            await self._children.stop([name], self._options.grace_seconds)
+            await self._start_companion(name)
         self._report("reloaded")
 
     async def _watch_files(self, folder: Path, only: str | None) -> None:
@@ -335,7 +334,7 @@ class DevStack:
                 steps.push_async_callback(self._dask.stop_scheduler)
                 steps.push_async_callback(self._dask.stop_workers)
             # Those beside the engine end after it: they may see its last words.
-            steps.push_async_callback(self._children.stop, list(self._options.companions), self._options.grace_seconds)
+            steps.push_async_callback(self._children.stop, list(self._options.beside), self._options.grace_seconds)
             steps.push_async_callback(self._children.stop, [ENGINE], self._options.grace_seconds)
 
     def _spawn(self, work: Any, name: str) -> None:

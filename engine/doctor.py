@@ -62,7 +62,7 @@ def _handlers(settings: Settings) -> tuple[list[Check], list[str], list[str]]:
 async def _kafka(settings: Settings, broker: Broker, event_topics: list[str]) -> list[Check]:
     try:
         wanted = {settings.states_topic: settings.state_partitions}
-        own = (*wanted, settings.dead_letters_topic, settings.replays_topic)
+        own = (*wanted, settings.dead_letters_topic, settings.replays_topic, settings.logs_topic)
         counts = {topic: await broker.partitions(topic) for topic in (*own, *event_topics)}
     except KafkaUnavailable as error:
         remedy = "Start it (`engine dev` does), or correct --kafka."

@@ -54,9 +54,7 @@ class Driver:
         self._settings = settings
         self._flows = flows
         self._executor = executor
-        self._publisher = publisher
-        self._tracer = tracer
-        self._events = events
+        self._publisher, self._tracer, self._events = publisher, tracer, events
         # One flow alone never takes all the room: another one's first runs find some.
         most = max(1, settings.max_open_runs * 9 // 10)
         self.waitlist = Waitlist(most, {name: flow.max_open_runs for name, flow in flows.items() if flow.max_open_runs})
@@ -64,6 +62,8 @@ class Driver:
         self._wake = asyncio.Event()
         limits = Limits(settings.inline_result_bytes, settings.max_run_tasks, settings.app if settings.results else "")
         self._wirer = Wirer(flows, limits, settings.flow_timeout_seconds)
+        #: What flows log.
+        self.logs = self._wirer.logs
         self._feeder = Feeder(self._wirer, executor, self._on_advance, self._on_lost)
         #: Flows that are being gone through, for the first time or again.
         self._begins: set[asyncio.Task[None]] = set()

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
 import msgspec
 
 from engine.parcels import Outcome, Parcel
+from engine.run_logs import LogMail
 from engine.states import Failure, State, later, utc
 
 #: A place in a call's arguments: (VALUE, n, 0) is its n-th dependency, (LIST, n, m) those from n up to m, (ITEM, n, i)
@@ -192,6 +193,8 @@ class Executor(Protocol):
     trouble: str
     #: How many calls can run at a time, as far as it is known.
     slots: int
+    #: Takes what tasks log, on the event loop; set before ``start``. Lines may be lost, and are never worth waiting for.
+    on_logs: Callable[[Sequence[LogMail]], None]
 
     async def start(self, listener: Listener) -> None:
         """Connect. Raises DaskUnavailable."""

@@ -15,7 +15,8 @@ from engine.errors import DeclarationError, EventError
 from engine.events import Event, RawEvent, Reason, decode_data
 from engine.retries import Retry
 from engine.states import encode
-from engine.tasks import place_of, refuse_unknown
+from engine.targets import OnState, read_on_state
+from engine.tasks import place_of, refuse_unknown, resolve
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,6 +64,7 @@ class Flow(Generic[P, R]):
         retry: Retry | None = None,
         on_failure: Literal["dead-letter"] | None = None,
         max_open_runs: int | None = None,
+        on_state: OnState | None = None,
     ) -> None:
         self.retry = retry
         #: What becomes of the event of a run that ends FAILED or CRASHED.
@@ -84,6 +86,8 @@ class Flow(Generic[P, R]):
         self.__module__ = function.__module__
         self.__wrapped__ = function
         self.place = place_of(function)
+        #: Whom the notifier tells when a run gets into a state; of no use anywhere else.
+        self.on_state = read_on_state(on_state, *self.place)
         self._check_function()
         self.signature = inspect.signature(function)
         hints = self._hints()
@@ -117,6 +121,10 @@ class Flow(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<flow {self.name}>"
+
+    def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
+        # By name, as tasks: whom it tells of its states is nobody's business elsewhere.
+        return resolve, (self.reference,)
 
     def read_event(self, event: RawEvent) -> Event[Any]:
         """The event with its data decoded for this flow. Raises EventError."""
@@ -220,6 +228,7 @@ def flow(
     retry: Retry | None = None,
     on_failure: Literal["dead-letter"] | None = None,
     max_open_runs: int | None = None,
+    on_state: OnState | None = None,
     **unknown: Any,
 ) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Declare a flow: ``@flow(on("orders", type="order.created"))``. Several triggers may start it.
@@ -228,11 +237,13 @@ def flow(
     a run that fails is gone through again, where what has completed keeps its result. With ``on_failure="dead-letter"`` the
     event of a run that ends FAILED or CRASHED becomes a dead letter, to be replayed. Of its runs each engine has at most
     ``max_open_runs`` under way, not counting those that sleep or await an event; the others wait, and no other flow with them.
+    ``on_state={State.FAILED: notify(env="SLACK_URL")}`` has `engine notify` tell somebody when a run gets into a state: a value
+    is ``notify(…)``, ``webhook(…)``, a function that takes the StateChange, or a list of them.
 
     Parameters are bound by name and type: one Struct takes the event's data whole, ``Event[T]`` the event itself,
     anything else one field of the data each. Raises DeclarationError.
     """
-    refuse_unknown("flow", unknown, ("triggers", "name", "pack", "retry", "on_failure", "max_open_runs"))
+    refuse_unknown("flow", unknown, ("triggers", "name", "pack", "retry", "on_failure", "max_open_runs", "on_state"))
 
     def declare(function: Callable[P, R]) -> Flow[P, R]:
         for trigger in triggers:
@@ -246,7 +257,16 @@ def flow(
                 f"max_open_runs is {max_open_runs!r}",
                 "Give a whole number of runs, at least 1, or leave it out.",
             )
-        return Flow(function, triggers, name, pack=pack, retry=retry, on_failure=on_failure, max_open_runs=max_open_runs)
+        return Flow(
+            function,
+            triggers,
+            name,
+            pack=pack,
+            retry=retry,
+            on_failure=on_failure,
+            max_open_runs=max_open_runs,
+            on_state=on_state,
+        )
 
     return declare
 

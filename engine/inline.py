@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from engine.errors import ResultStoreError, TaskFailed
 from engine.executor import Call, Listener, Report, Submission, index_of
+from engine.log_catcher import catcher
+from engine.log_outbox import Outbox
 from engine.packing import run_parcel
 from engine.parcels import Outcome, Parcel
 from engine.results import ResultStore
+from engine.run_logs import LogMail
 from engine.running import Postponed, stop
 from engine.spawning import ChildFailed
 from engine.states import State
@@ -44,6 +47,8 @@ class InlineExecutor:
         self.slots = threads
         self.address = "inline"
         self.restarts = False
+        self.logs = Outbox()
+        self.on_logs: Callable[[Sequence[LogMail]], None] = lambda mails: None
         self.tracer = tracer or Tracer(None, None, None)
         self._free = asyncio.Semaphore(threads)
         #: A thread that waits for a child gives its place up, and another one takes it: there are more than places.
@@ -59,7 +64,9 @@ class InlineExecutor:
     async def start(self, listener: Listener) -> None:
         """See engine.executor.Executor; there is nothing to connect to."""
         self._listener = listener
-        self._loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
+        self.logs.wake = lambda: loop.call_soon_threadsafe(self._pass_logs_on)
+        catcher.begin()
 
     def own(self, partition: int, epoch: int) -> None:
         """One process, one owner: nothing to refuse."""
@@ -108,6 +115,7 @@ class InlineExecutor:
             task.cancel()
         await asyncio.gather(*running, *self._parcels, return_exceptions=True)
         await asyncio.to_thread(self._pool.shutdown)
+        catcher.end()
 
     def begin(self, report: Report) -> None:
         """See engine.worker.Reporter."""
@@ -140,6 +148,9 @@ class InlineExecutor:
         if not call.is_async:
             self._loop.call_soon_threadsafe(self._free.release)
 
+    def _pass_logs_on(self) -> None:
+        self.on_logs(self.logs.take_all())
+
     def _run_parcel(self, parcel: Parcel) -> None:
         def tell(outcomes: list[Outcome]) -> None:
             self._loop.call_soon_threadsafe(self._listener.on_outcomes, outcomes)
@@ -148,7 +159,7 @@ class InlineExecutor:
             return self.store(parcel.store).save(run_id, "result", "result", value) if parcel.store else None
 
         is_stopped = self._stopped.__contains__
-        run_parcel(parcel, tell, tracer=self.tracer, worker=self.address, keep=keep, is_stopped=is_stopped)
+        run_parcel(parcel, tell, tracer=self.tracer, logs=self.logs, worker=self.address, keep=keep, is_stopped=is_stopped)
 
     def _submit(self, call: Call) -> None:
         calls = self._calls.setdefault(call.run_id, {})
@@ -231,7 +242,7 @@ class _Seceded:
         self._executor = executor
         self.address = executor.address
         self.restarts = False
-        self.tracer = executor.tracer
+        self.tracer, self.logs = executor.tracer, executor.logs
         self.stuck, self.store = executor.stuck, executor.store
         self.begin, self.end, self.spawn, self.ended = executor.begin, executor.end, executor.spawn, executor.ended
         self.has_left = False

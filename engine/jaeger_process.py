@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from engine.command_errors import JaegerMissing
+from engine.command_errors import JaegerMissing, StackError
 from engine.dask_processes import get
 from engine.processes import Children
 
@@ -60,30 +60,43 @@ class JaegerProcess:
         """Where its pages and its query API are; empty before the start."""
         return f"http://{_LOOPBACK}:{self._pages_port}" if self._pages_port else ""
 
+    @property
+    def otlp(self) -> str:
+        """Where it takes spans, OTLP over HTTP; empty before the start."""
+        return f"http://{_LOOPBACK}:{self._traces_port}" if self._traces_port else ""
+
     async def start(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Start it, and return when it takes traces and answers. Raises StackError, with the end of its log.
 
         Answers the variables that make engine and workers send their traces there, and the dashboard link to them.
         """
-        is_first = not self._pages_port
-        if is_first:
-            self._pages_port = _port(_USUAL_PAGES_PORT)
-            self._traces_port = _port(_USUAL_TRACES_PORT)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_bytes(msgspec.json.encode(_configuration(self._pages_port, self._traces_port)))
-        # Its own spans are nobody's concern, and what is set for those of the others is not meant for it.
+        # It would trace itself, too, and when it stops wait for those who take that; nor is it meant by what is set for others.
         own = {name: text for name, text in environment.items() if not name.startswith("OTEL_")}
-        child = await self._children.launch(JAEGER, (str(self._program), "--config", str(self._file)), own)
-        await child.until(self._is_ready, self._start_seconds)
-        self._report(f"Jaeger: {'ready' if is_first else 'back, without the traces that it had,'} at {self.url}")
-        traces = f"http://{_LOOPBACK}:{self._traces_port}"
+        own["OTEL_TRACES_SAMPLER"] = "always_off"
+        if self._pages_port:
+            await self._launch(own)
+            self._report(f"Jaeger: back, without the traces that it had, at {self.url}")
+        else:
+            self._pages_port, self._traces_port = _port(_USUAL_PAGES_PORT), _port(_USUAL_TRACES_PORT)
+            try:
+                await self._launch(own)
+            except StackError:  # somebody may have taken one of them since; whatever else it is comes again
+                self._pages_port, self._traces_port = _port(0), _port(0)
+                await self._launch(own)
+            self._report(f"Jaeger: ready at {self.url}")
         return {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": traces,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": self.otlp,
             # It would win over the one above, where it is set for something else.
-            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{traces}/v1/traces",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{self.otlp}/v1/traces",
             "OTEL_BSP_SCHEDULE_DELAY": environment.get("OTEL_BSP_SCHEDULE_DELAY", _EXPORT_MILLISECONDS),
             "ENGINE_TRACES": self.url,
         }
+
+    async def _launch(self, environment: Mapping[str, str]) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_bytes(msgspec.json.encode(_configuration(self._pages_port, self._traces_port)))
+        child = await self._children.launch(JAEGER, (str(self._program), "--config", str(self._file)), environment)
+        await child.until(self._is_ready, self._start_seconds)
 
     async def _is_ready(self) -> bool:
         # The receiver of traces, which starts last, answers a GET too, if only to refuse it.

@@ -16,6 +16,7 @@ from engine.task_rows import name_of
 
 #: Lines of one record that can be told apart: a line's ``seq`` is its record's place and its number there.
 _LINE_BITS = 12
+_RANKS = {level: rank for rank, level in enumerate(LEVELS)}
 #: Records read in one go.
 _PAGE = 64
 
@@ -52,9 +53,10 @@ class LogFilter(msgspec.Struct, frozen=True, kw_only=True):
 
     def takes(self, line: LogRow) -> bool:
         """Whether a line is of that task and level."""
-        name, level = line.name or "", self.level
+        name = line.name or ""
         of_task = self.task is None or name == self.task or name.startswith(f"{self.task}/")
-        return of_task and (level is None or line.level not in LEVELS or LEVELS.index(line.level) >= LEVELS.index(level))
+        # A level of another version is worth a look.
+        return of_task and _RANKS.get(line.level, len(_RANKS)) >= _RANKS.get(self.level or "", 0)
 
 
 #: All of them, the first ones first.

@@ -48,7 +48,9 @@ def configure(*, level: str = "INFO", as_json: bool | None = None) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
+    # What flows log below that is for their runs' logs alone (engine.log_catcher).
+    root.setLevel(logging.INFO)
+    handler.setLevel(logging.WARNING)
     # These say at WARNING and above what we say ourselves, in words that name the remedy.
     for name in ("aiokafka", "distributed.client", "distributed.comm", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL if name.startswith("aiokafka") else logging.ERROR)

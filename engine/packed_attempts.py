@@ -20,6 +20,7 @@ from engine.deadlines import TimeIsOver, run_within
 from engine.errors import TaskTimeout
 from engine.failures import failure_of
 from engine.handles import recorder
+from engine.log_outbox import Outbox, Quota, RunLog, Voice
 from engine.logs import context_variables
 from engine.packed_handles import Absent, Suspended
 from engine.packed_memos import Key, Wait
@@ -48,6 +49,57 @@ class PackedCall(msgspec.Struct, frozen=True, gc=False):
     index: str
     attempt: int
     timeout_seconds: float | None
+
+
+class PackedSpeaker:
+    """Who speaks in a packed run: the task whose code runs in the context, else the flow; together they have one quota."""
+
+    __slots__ = ("_flow", "_logs", "_outbox", "_quota", "_run", "_worker")
+
+    def __init__(self, outbox: Outbox, flow: str, run: PackedRun, worker: str) -> None:
+        self._outbox, self._flow, self._run, self._worker = outbox, flow, run, worker
+        #: By index, task and attempt; made when the first one speaks.
+        self._logs: dict[tuple[str, str, int] | None, RunLog] | None = None
+        self._quota: Quota
+
+    @property
+    def log(self) -> RunLog:
+        """Where lines go that are said in this context."""
+        if self._logs is None:
+            self._logs, self._quota = {}, Quota()
+        running = current.get()
+        if running is None:
+            return self._log_of(None)
+        call = running[0]
+        return self._log_of((call.index, call.task, call.attempt))
+
+    def close(self) -> None:
+        """The try of the run is over."""
+        if self._logs is not None:
+            self._log_of(None).close()
+            self._quota.dropped = 0  # it is told
+            for log in self._logs.values():
+                log.close()
+
+    def _log_of(self, key: tuple[str, str, int] | None) -> RunLog:
+        assert self._logs is not None  # noqa: S101
+        log = self._logs.get(key)
+        if log is None:
+            log = self._logs[key] = RunLog(self._outbox, self._voice(key), self._quota)
+        return log
+
+    def _voice(self, key: tuple[str, str, int] | None) -> Voice:
+        run = self._run
+        index, task, attempt = key or (None, None, run.attempt)
+        return Voice(
+            run_id=run.run_id,
+            flow=self._flow,
+            attempt=attempt,
+            traceparent=run.traceparent,
+            worker=self._worker,
+            task=task,
+            task_run_id=None if task is None else f"{run.run_id}/{task}/{index}",
+        )
 
 
 class Attempts:

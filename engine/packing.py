@@ -17,8 +17,10 @@ import structlog
 
 from engine.errors import EventError, TaskTimeout
 from engine.flows import Flow
+from engine.log_catcher import speaker
+from engine.log_outbox import Outbox
 from engine.logs import context_variables
-from engine.packed_attempts import failure_in_user_code
+from engine.packed_attempts import PackedSpeaker, failure_in_user_code
 from engine.packed_calls import PackedRecording
 from engine.packed_handles import Suspended, Unavailable, filled
 from engine.parcels import Outcome, PackedRun, Parcel, encode_tasks
@@ -41,6 +43,7 @@ def run_parcel(
     tell: Tell,
     *,
     tracer: Tracer,
+    logs: Outbox | None = None,
     worker: str = "",
     pending: deque[Outcome] | None = None,
     on_stuck: Callable[[Outcome], None] | None = None,
@@ -65,7 +68,7 @@ def run_parcel(
         failure, now = failure_in_user_code(error), time.time()
         tell([Outcome(run.run_id, run.attempt, State.FAILED, now, now, error=failure) for run in parcel.runs])
         return
-    packed = _PackedFlow(flow, parcel, tracer, worker, context, on_stuck, keep)
+    packed = _PackedFlow(flow, parcel, tracer, Outbox() if logs is None else logs, worker, context, on_stuck, keep)
     told_at = time.monotonic()
     for run in parcel.runs:
         if is_stopped is not None and is_stopped(run.run_id):
@@ -91,20 +94,21 @@ def _tell_all(pending: deque[Outcome], tell: Tell) -> None:
 class _PackedFlow:
     """A flow, ready to run many times."""
 
-    __slots__ = ("_context", "_flow", "_is_async", "_keep", "_limit", "_on_stuck", "_tracer", "_worker")
+    __slots__ = ("_context", "_flow", "_is_async", "_keep", "_limit", "_logs", "_on_stuck", "_tracer", "_worker")
 
     def __init__(
         self,
         flow: Flow[..., Any],
         parcel: Parcel,
         tracer: Tracer,
+        logs: Outbox,
         worker: str,
         context: Context,
         on_stuck: Callable[[Outcome], None] | None,
         keep: Keep | None,
     ) -> None:
         self._on_stuck, self._keep = on_stuck, keep
-        self._flow = flow
+        self._flow, self._logs = flow, logs
         self._is_async = flow.is_async
         self._limit = parcel.inline_result_bytes
         self._tracer = tracer if tracer.is_on else None
@@ -113,9 +117,16 @@ class _PackedFlow:
 
     def run(self, run: PackedRun) -> Outcome:
         """One try of one run."""
+        speaks = PackedSpeaker(self._logs, self._flow.name, run, self._worker)
+        try:
+            return self._run(run, speaks)
+        finally:
+            speaks.close()
+
+    def _run(self, run: PackedRun, speaks: PackedSpeaker) -> Outcome:
         started_at = time.time()
         context = self._context.copy()
-        context.run(_bind_run, run.run_id, trace_id_of(run.traceparent))
+        context.run(_bind_run, run.run_id, trace_id_of(run.traceparent), speaks)
         recording = PackedRecording(self._flow.name, run, context, self._tracer, self._worker, self._stuck)
         try:
             returned, failure = self._call(recording, run)
@@ -180,6 +191,7 @@ def _bind_flow(flow: str) -> None:
     structlog.contextvars.bind_contextvars(flow=flow)
 
 
-def _bind_run(run_id: str, trace_id: str) -> None:
+def _bind_run(run_id: str, trace_id: str, speaks: PackedSpeaker) -> None:
+    speaker.set(speaks)
     _RUN_ID.set(run_id)
     _TRACE_ID.set(trace_id)

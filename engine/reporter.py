@@ -22,14 +22,18 @@ from distributed.utils_comm import gather_from_workers
 from distributed.worker_state_machine import SecedeEvent
 from tornado.ioloop import PeriodicCallback
 
+from engine.dask_logs import LOGS
 from engine.deadlines import end_hung_process
 from engine.errors import ResultStoreError
 from engine.executor import Call, Report, decode_call, decode_reports, encode_reports, run_of
+from engine.log_catcher import catcher
+from engine.log_outbox import Outbox
 from engine.logs import logger
 from engine.packing import run_parcel
 from engine.parcels import Outcome, decode_parcel, encode_outcomes
 from engine.restarter import Restarter, owns_process
 from engine.results import ResultStore
+from engine.run_logs import encode_mail
 from engine.running import Postponed, stop
 from engine.spawning import ChildFailed
 from engine.telemetry import Tracer
@@ -55,6 +59,8 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         """Called by the worker, once."""
         self.address = worker.address
         self.tracer = Tracer.from_environment("engine-worker")
+        self.logs = Outbox()
+        catcher.begin()
         self._worker = worker
         #: Whether a task that cannot be stopped ends this process.
         self.restarts = owns_process(worker)
@@ -91,6 +97,7 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         """Called by the worker when it closes."""
         self._live.stop()
         self._flush()
+        catcher.end()
         self.tracer.close()
 
     def begin(self, report: Report) -> None:
@@ -212,10 +219,8 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         if self._sharing is not None:
             self._worker.loop.remove_timeout(self._sharing)
             self._sharing = None
-        reports: list[Report] = []
-        while self._ended:
-            reports.append(self._ended.popleft())
-        if reports:
+        self._send_logs()  # an attempt's lines go before its end, after which nobody may listen
+        if reports := [self._ended.popleft() for _ in range(len(self._ended))]:
             self._send(reports)
 
     def run_parcel(self, key: str, parcel: bytes) -> dict[str, Any]:
@@ -229,6 +234,7 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
                 decoded,
                 self._tell_outcomes,
                 tracer=self.tracer,
+                logs=self.logs,
                 worker=self.address,
                 pending=pending,
                 on_stuck=functools.partial(self._stuck_in_parcel, key),
@@ -250,6 +256,7 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
     def _tell_outcomes(self, outcomes: list[Outcome]) -> None:
         # From the parcel's own thread: this is in the event loop's queue before Dask's word that the parcel is over.
         message = {"op": "engine-outcomes", "outcomes": encode_outcomes(outcomes)}
+        self._worker.loop.add_callback(self._send_logs)
         self._worker.loop.add_callback(self._worker.batched_send, message)
 
     def _stuck_in_parcel(self, key: str, outcome: Outcome) -> None:
@@ -259,6 +266,7 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
             self._restarter.begin(key, lambda: None)
 
     def _tell_live(self) -> None:
+        self._send_logs()
         for pending in list(self._parcels.values()):
             # They would wait behind a run that takes long.
             outcomes: list[Outcome] = []
@@ -271,6 +279,11 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
             keys = list(self._begun)
             reports = [report for key in keys if (report := self._begun.pop(key, None)) is not None]
             self._send(reports)
+
+    def _send_logs(self) -> None:
+        if self.logs:
+            mails = [(mail.run_id, encode_mail(mail)) for mail in self.logs.take_all()]
+            self._worker.batched_send({"op": LOGS, "mails": mails})
 
     def _send(self, reports: list[Report]) -> None:
         self._worker.batched_send({"op": "engine-report", "reports": encode_reports(reports)})

@@ -9,7 +9,7 @@ import asyncio
 import pickle
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -26,9 +26,11 @@ from engine.deadlines import TimeIsOver
 from engine.errors import ResultMissing, ResultStoreError, ResultStuck, TaskFailed, TaskTimeout, WiringError
 from engine.executor import TAKEN, Call, Report, index_of, values_at
 from engine.failures import MAX_MESSAGE, MAX_TRACEBACK, failure_of, sendable
+from engine.log_catcher import speaker
+from engine.log_outbox import Outbox, Speaker, Voice
 from engine.logs import logger, run_fields
 from engine.retries import judge, next_wait_seconds
-from engine.runs import logical, task_run_id_of
+from engine.runs import stored_places, task_run_id_of
 from engine.spawning import Nursery, Spawner, resolved
 from engine.states import Failure, State, encode
 from engine.tasks import Task, resolve
@@ -68,6 +70,8 @@ class Reporter(Nursery, Protocol):
     #: Where the worker is.
     address: str
     tracer: Tracer
+    #: Where log lines go.
+    logs: Outbox
 
     def begin(self, report: Report) -> None:
         """An attempt has begun; need not be passed on if it ends soon."""
@@ -120,14 +124,16 @@ def _stack_of(frame: FrameType | None) -> str:
     return "".join(["It is stuck here (most recent call last):\n", *lines])[-MAX_TRACEBACK:]
 
 
-def _places(call: Call) -> Iterator[tuple[str, str]]:
-    """Where the value of a call may be in the result store: run and index, its own first."""
-    yield call.run_id, call.index
-    if call.reuse is not None:
-        run_id, attempts = call.reuse
-        index = logical(call.index)
-        for attempt in range(attempts, 0, -1):
-            yield run_id, index if attempt == 1 else f"{index}~{attempt}"
+def _voice_of(reporter: Reporter, call: Call) -> Voice:
+    return Voice(
+        run_id=call.run_id,
+        flow=call.flow,
+        attempt=call.attempt,
+        traceparent=call.traceparent,
+        worker=reporter.address,
+        task=call.task or None,
+        task_run_id=task_run_id_of(call.run_id, call.task, call.index) if call.task else None,
+    )
 
 
 class _Nowhere:
@@ -143,6 +149,8 @@ class Attempt:
         self._reporter = reporter
         self._started_at = time.time()
         current.set((call, self._started_at))
+        self._speaker = Speaker(reporter, _voice_of, call)
+        speaker.set(self._speaker)
         self._is_continuation = bool(call.task) and call.function == _COLLECTED
         self._task: Task[..., Any] | None = None
         self.value: Any = None
@@ -170,6 +178,7 @@ class Attempt:
 
     def close(self) -> None:
         """It is over: nothing can be stopped."""
+        speaker.set(None)  # threads are reused
         if _running.get(self._call.key) is self:
             del _running[self._call.key]
 
@@ -193,7 +202,7 @@ class Attempt:
     def _look_up(self) -> None:
         """A result that was stored is taken from there rather than made again."""
         call, store = self._call, self._store()
-        for run_id, index in _places(call):
+        for run_id, index in stored_places(call.run_id, call.index, call.reuse):
             try:
                 self.value = store.load(run_id, call.task, index, self._result_type)
             except ResultMissing:
@@ -243,7 +252,7 @@ class Attempt:
     def failed(self, error: BaseException) -> tuple[None, Exception]:
         """Report the end; answers what to raise, which unlike ``error`` always pickles."""
         if self._is_stopped:
-            self._trace(self._report(State.CANCELLED, time.time(), error=_CANCELLED))
+            self._conclude(self._report(State.CANCELLED, time.time(), error=_CANCELLED))
             return None, TaskFailed(_CANCELLED.type, _CANCELLED.message, "")
         is_told = isinstance(error, TimeIsOver) and error.is_stuck  # by ``stuck``, before the code came back after all
         if isinstance(error, TimeIsOver):
@@ -263,7 +272,7 @@ class Attempt:
         failure = Failure(failure.type, failure.message, sendable(_stack_of(frame)) + failure.traceback)
         remark = "worker restarted" if self._reporter.restarts else "thread abandoned"
         report = msgspec.structs.replace(self._failed(error, failure), remark=remark)
-        self._trace(report)
+        self._conclude(report)
         self._reporter.stuck(report, self._call.key)
 
     def _timeout(self, **details: bool) -> TaskTimeout:
@@ -310,10 +319,12 @@ class Attempt:
         return details
 
     def _end(self, report: Report) -> None:
-        self._trace(report)
+        self._conclude(report)
         self._reporter.end(report)
 
-    def _trace(self, report: Report) -> None:
+    def _conclude(self, report: Report) -> None:
+        """What goes before the report: the last line of its log, and its span."""
+        self._speaker.close()
         call = self._call
         if call.task and not self._is_continuation:
             self._reporter.tracer.attempt(

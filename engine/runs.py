@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -47,6 +48,17 @@ def logical(index: str) -> str:
 def index_of_task_run(task_run_id: str) -> str:
     """The index that a task run has on the cluster."""
     return task_run_id.rpartition("/")[2]
+
+
+def stored_places(run_id: str, index: str, reuse: tuple[str, int] | None) -> Iterator[tuple[str, str]]:
+    """Where the result of a call may be in the result store, as run and index: its own first, then that of the run it may
+    reuse, from the latest attempt of that run's flow to the first."""
+    yield run_id, index
+    if reuse is not None:
+        reused_id, attempts = reuse
+        first = logical(index)
+        for attempt in range(attempts, 0, -1):
+            yield reused_id, first if attempt == 1 else f"{first}~{attempt}"
 
 
 class TaskRun(msgspec.Struct, array_like=True, omit_defaults=True, eq=False):

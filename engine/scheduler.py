@@ -19,6 +19,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from engine.dask_deaths import Deaths, crashed, read_death
 from engine.dask_graph import DaskGraph, Pending
+from engine.dask_logs import LOGS, LogWays
 from engine.dask_names import Names
 from engine.dask_parcels import HeldParcels
 from engine.dask_runs import HeldRun
@@ -62,6 +63,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._names: Names
         self._waits: Waits
         self._parcels: HeldParcels
+        self._logs: LogWays
 
     async def start(self, scheduler: Scheduler) -> None:
         """Called by the scheduler, once."""
@@ -72,6 +74,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._graph, self._names = DaskGraph(scheduler), Names(scheduler)
         self._waits, self._deaths = Waits(scheduler, self._graph, self._report_of), Deaths(scheduler, self._graph)
         self._parcels = HeldParcels(scheduler, self._graph, self._names, self._tell_owner)
+        self._logs = LogWays(scheduler.client_comms, self._client_of)
         scheduler.handlers["engine_token"] = self.tell_token
         scheduler.handlers["engine_tasks"] = self.tell_tasks
         scheduler.handlers[KEYS] = self.tell_keys
@@ -80,6 +83,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "engine-own": self.own,
                 "engine-submit": self.submit,
                 "engine-report": self.report,
+                LOGS: self._logs.pass_on,
                 "engine-await": self._waits.add,
                 "engine-release": self.release,
                 "engine-cancel": self.cancel,
@@ -217,6 +221,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         if held is None or held.client != client:
             return
         del self._runs[run_id]
+        self._logs.let_go(run_id, client)
         if held.spawned:
             self._names.drop_queue(run_id, [call.key for report in held.spawned for call in report.spawned])
         if held.shared is None or keep_seconds <= 0:
@@ -317,6 +322,10 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def _slots_of(self, client: str) -> set[tuple[str, int]]:
         return {slot for slot, (_, owner) in self._owners.items() if owner == client}
+
+    def _client_of(self, run_id: str) -> str | None:
+        held = self._runs.get(run_id)
+        return held.client if held is not None else self._owners.get(self._parcels.slot_of(run_id), (-1, ""))[1]
 
     def _take(self, reports: Sequence[Report]) -> None:
         by_client: dict[str, list[Report]] = {}

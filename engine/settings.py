@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from engine.errors import SettingsError
+from engine.rule_tables import RuleTable, read_tables
+from engine.secrets import Secret as Secret
 
 ENVIRONMENT_PREFIX = "ENGINE_"
 FILE_NAME = "engine.toml"
@@ -20,24 +22,6 @@ FILE_NAME = "engine.toml"
 _LISTS = frozenset({"handlers", "engines", "http_proxies"})
 #: Protocols of result stores in whose URLs an @ is part of the address, not of a secret.
 _STORES_WITH_USERS = frozenset({"abfs", "abfss", "az", "sftp", "ssh", "smb", "hdfs", "webhdfs"})
-
-
-class Secret(str):
-    """A setting that never shows itself: ``repr`` and formatting give asterisks, ``reveal`` the text."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'***'"
-
-    __str__ = __repr__
-
-    def __format__(self, spec: str) -> str:
-        return format("***", spec)
-
-    def reveal(self) -> str:
-        """The secret itself, for the one place that hands it to a library."""
-        return str.__str__(self)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,6 +89,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     map_window: int = 2_000
     #: How long a flow may compute without awaiting or returning, while every other flow waits for it.
     flow_timeout_seconds: float = 10.0
+
+    #: Whom to tell of what, beside ``on_state`` of flows and tasks: the arguments of ``engine.rule``, a table each.
+    rules: tuple[RuleTable, ...] = ()
+    #: Where people reach the dashboard, e.g. ``https://engine.example``: notifications link to it.
+    dashboard_url: str = ""
 
     #: DEBUG, INFO, WARNING or ERROR.
     log_level: str = "INFO"
@@ -176,6 +165,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Consumer group of the dispatcher."""
         return f"{self.app}.dispatch"
 
+    @property
+    def notify_group(self) -> str:
+        """Consumer group of the notifier."""
+        return f"{self.app}.notify"
+
 
 def load(flags: Mapping[str, Any], environment: Mapping[str, str], directory: Path, *, check_hosts: bool = True) -> Settings:
     """The settings in force. ``flags`` that are None count as not given. Raises SettingsError."""
@@ -194,7 +188,7 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str], directory: Pa
     values.update({key: value for key, value in flags.items() if value is not None})
     for key in values:
         if key not in fields:
-            raise SettingsError(key, str(values[key]), "there is no such setting", f"Known: {', '.join(sorted(fields))}.")
+            raise SettingsError(key, _shown(values[key]), "there is no such setting", f"Known: {', '.join(sorted(fields))}.")
     settings = _convert(values)
     if check_hosts and not settings.allow_plaintext:
         _check_hosts(settings)
@@ -251,10 +245,12 @@ def _convert(values: Mapping[str, Any]) -> Settings:
         try:
             if field.type == Secret | None:
                 converted[key] = Secret(value)
+            elif key == "rules":
+                converted[key] = read_tables(value)
             else:
                 converted[key] = msgspec.convert(value, field.type, strict=False)
         except msgspec.ValidationError as error:
-            shown = "***" if field.type == Secret | None else str(value)
+            shown = "***" if field.type == Secret | None or key == "rules" else _shown(value)
             raise SettingsError(key, shown, str(error), "Correct the flag, variable or line of engine.toml.") from error
     settings = Settings(**converted)
     for key in (
@@ -279,6 +275,9 @@ def _convert(values: Mapping[str, Any]) -> Settings:
             "state_retention_seconds", f"{settings.state_retention_seconds:g}", cause, "Raise it, or shorten the window."
         )
     check_results(settings.results)
+    if settings.dashboard_url and not re.fullmatch(r"https?://[^\s@?#]+", settings.dashboard_url):
+        remedy = "Write https://engine.example: protocol, host and perhaps a path, without credentials."
+        raise SettingsError("dashboard_url", "***", "is no address of a page", remedy)
     if "://" in settings.history_path:
         protocol = settings.history_path.partition("://")[0]
         remedy = "Name a file: /var/lib/engine/history.db or sqlite:///var/lib/engine/history.db."
@@ -291,6 +290,11 @@ def _convert(values: Mapping[str, Any]) -> Settings:
     if not settings.app or not all(c.isalnum() or c in "._-" for c in settings.app):
         raise SettingsError("app", settings.app, "is not a valid part of a topic name", "Use letters, digits, . _ and -.")
     return settings
+
+
+def _shown(value: object) -> str:
+    """A value in an error. What is a table or a list of them may have addresses with tokens in it."""
+    return "***" if isinstance(value, dict | list) and "://" in str(value) else str(value)
 
 
 def _check_hosts(settings: Settings) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from distributed import Client, Future
 
 from engine.command_errors import NotFound, UsageError
+from engine.dask_clients import close_client, open_client
 from engine.errors import DaskUnavailable
 from engine.scheduler import KEYS
 from engine.settings import load
@@ -97,7 +98,7 @@ class Attached:
         self._is_closed = True
         await _on_loop_of(self.client, self._release())
         if self._owns_client:
-            await self.client.close(timeout=2)
+            await close_client(self.client)
 
     async def __aenter__(self) -> Attached:
         return self
@@ -178,13 +179,7 @@ async def attach(run_id: str, dask: str | Client | None = None, app: str | None 
 async def _connect(dask: str | None) -> Client:
     settings = load({"dask": dask}, os.environ, Path.cwd())
     try:
-        return await Client(
-            settings.dask,
-            asynchronous=True,
-            set_as_default=False,
-            timeout=settings.connect_timeout_seconds,
-            name="engine-attach",
-        )
+        return await open_client(settings.dask, timeout=settings.connect_timeout_seconds, name="engine-attach")
     except (OSError, TimeoutError, ValueError, ImportError) as error:
         raise DaskUnavailable(settings.dask, str(error)) from error
 

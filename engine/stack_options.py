@@ -32,6 +32,8 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
     #: Commands that run beside the engine, by name; they learn Kafka and Dask as it does, and are started again when they end.
     #: One called "dashboard" listens at ``http`` and knows where the engine does, which then gets a free port on loopback.
     companions: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    #: Commands beside the engine that load the handlers, too: a reload starts them, or starts them anew.
+    reloaded: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     #: Command that fails where the handlers cannot be loaded; it goes before each reload.
     check: tuple[str, ...] | None = None
     #: Where the engine serves HTTP, ``host:port``; port 0 takes a free one, an empty text switches it off.
@@ -62,6 +64,11 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
     #: The first wait before a part that died is started again; it doubles up to the limit while the part keeps dying.
     backoff_seconds: float = 0.5
     backoff_limit_seconds: float = 15.0
+
+    @property
+    def beside(self) -> dict[str, tuple[str, ...]]:
+        """All commands that may run beside the engine."""
+        return dict(self.companions) | dict(self.reloaded)
 
     def data_directory(self) -> Path:
         """Where data and logs live. Raises StackError where that cannot be told."""

@@ -56,6 +56,31 @@ class Deduplicator:
         return True
 
 
+class Changes:
+    """What records of the state topic say to a subscriber; pure but for a line in the log."""
+
+    def __init__(self) -> None:
+        self._known: dict[Partition, Deduplicator] = {}
+
+    def take(self, record: Record) -> StateChange | None:
+        """The change that it carries; None for a repeat, a void one, what is none, and what cannot be read."""
+        known = self._known.setdefault((record.topic, record.partition), Deduplicator())
+        if is_ownership(type_of(record.headers)):
+            known.begin_epoch(record.offset)
+            return None
+        try:
+            change = read(record.value, record.headers)
+        except EventError as error:
+            # A subscriber can do nothing about it; the dispatcher that owns the partition says so, too.
+            logger.error("unreadable record on the state topic", origin=str(record.position), error=str(error))
+            return None
+        return None if change is None or isinstance(change, Ownership) or not known.is_new(change) else change
+
+    def clear(self) -> None:
+        """Begin to compare anew: what another member delivered in between is unknown here."""
+        self._known.clear()
+
+
 class Subscription:
     """An async iterator over state changes; also an async context manager, which closes it."""
 
@@ -90,7 +115,7 @@ class Subscription:
         self._run_id = run_id
         self._states = frozenset(states)
         self._source: Source = broker.source([topic], group=group, from_latest=not from_beginning, on_assigned=self._assigned)
-        self._known: dict[Partition, Deduplicator] = {}
+        self._known = Changes()
         self._done: dict[Partition, int] = {}
         self._uncommitted = 0
         self._is_started = False
@@ -165,17 +190,8 @@ class Subscription:
             tell()
 
     def _read(self, record: Record) -> StateChange | None:
-        known = self._known.setdefault((record.topic, record.partition), Deduplicator())
-        if is_ownership(type_of(record.headers)):
-            known.begin_epoch(record.offset)
-            return None
-        try:
-            change = read(record.value, record.headers)
-        except EventError as error:
-            # A subscriber can do nothing about it; the dispatcher that owns the partition says so, too.
-            logger.error("unreadable record on the state topic", origin=str(record.position), error=str(error))
-            return None
-        if change is None or isinstance(change, Ownership) or not known.is_new(change):
+        change = self._known.take(record)
+        if change is None:
             return None
         wanted = (
             (not self._flows or change.flow in self._flows)
@@ -192,7 +208,6 @@ class Subscription:
             self._tracer.receive(change, position, self._group, since, time.time())
 
     async def _assigned(self, partitions: object) -> dict[Partition, int]:
-        # What another member delivered in between is unknown here: begin to compare anew.
         self._known.clear()
         return {}
 

@@ -12,6 +12,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 from engine.errors import DeclarationError, WiringError
 from engine.handles import Done, Handle, MapHandle, Unmapped, recorder
 from engine.retries import Retry
+from engine.targets import OnState, read_on_state
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,6 +29,7 @@ class Task(Generic[P, R]):
         retry: Retry | None = None,
         timeout_seconds: float | None = None,
         persist: bool = False,
+        on_state: OnState | None = None,
     ) -> None:
         file, line = place_of(function)
         if "<locals>" in function.__qualname__:
@@ -46,6 +48,8 @@ class Task(Generic[P, R]):
         self.retry = retry
         self.timeout_seconds = timeout_seconds
         self.persist = persist
+        #: Whom the notifier tells when a run of it gets into a state; of no use anywhere else.
+        self.on_state = read_on_state(on_state, file, line)
         self.is_async = inspect.iscoroutinefunction(function)
         self.module = function.__module__
         #: How a worker finds it.
@@ -142,6 +146,7 @@ def task(
     retry: Retry | None = None,
     timeout_seconds: float | None = None,
     persist: bool = False,
+    on_state: OnState | None = None,
 ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 def task(
     function: Callable[..., Any] | None = None,
@@ -151,17 +156,19 @@ def task(
     retry: Retry | None = None,
     timeout_seconds: float | None = None,
     persist: bool = False,
+    on_state: OnState | None = None,
     **unknown: Any,
 ) -> Any:
     """Declare a task: ``@task`` or ``@task(retry=Retry(attempts=4, wait=exponential(1.0)), timeout_seconds=30)``.
 
     ``name`` defaults to the function's. ``timeout_seconds`` bounds each attempt. The result of a task with ``persist`` is
-    put into the result store (setting ``results``), from where it is taken rather than made again. Raises DeclarationError.
+    put into the result store (setting ``results``), from where it is taken rather than made again. ``on_state`` is as that of
+    ``flow``. Raises DeclarationError.
     """
-    refuse_unknown("task", unknown, ("name", "retry", "timeout_seconds", "persist"))
+    refuse_unknown("task", unknown, ("name", "retry", "timeout_seconds", "persist", "on_state"))
 
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
-        return Task(function, name=name, retry=retry, timeout_seconds=timeout_seconds, persist=persist)
+        return Task(function, name=name, retry=retry, timeout_seconds=timeout_seconds, persist=persist, on_state=on_state)
 
     return declare if function is None else declare(function)
 

@@ -18,6 +18,8 @@ from engine.errors import FlowBlocked
 from engine.failures import failure_of
 from engine.flow_watch import FlowWatch
 from engine.flows import Flow
+from engine.log_catcher import catcher, speaker
+from engine.log_outbox import Outbox, Speaker, Voice
 from engine.logs import logger, run_fields
 from engine.planning import Advance, Feed, Limits, Outcome
 from engine.recording import Recording
@@ -47,8 +49,12 @@ class Wirer:
         self._limits = limits
         self._watch = FlowWatch(flow_timeout_seconds)
         self._thread = ThreadPoolExecutor(1, "engine-wiring")
-        #: Async flows that wait, by run. Only the thread touches them.
+        #: Async flows that wait, by run, and what speaks for them. Only the thread touches them.
         self._recordings: dict[str, Recording] = {}
+        self._speakers: dict[str, Speaker] = {}
+        #: What flows log.
+        self.logs = Outbox()
+        catcher.begin()
 
     async def start(self, starts: Sequence[Start]) -> list[Advance]:
         """What each flow does first, or has done so far; one trip to the thread for all."""
@@ -65,6 +71,7 @@ class Wirer:
     def close(self) -> None:
         """Go through no more; a flow that blocks the thread is not waited for."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        catcher.end()
 
     async def _in_thread(self, work: Callable[[], list[Advance]]) -> list[Advance]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -78,20 +85,28 @@ class Wirer:
             return Advance(outcome=Outcome(State.CRASHED, Failure(UNKNOWN_FLOW, text)))
         context = run_context(run.traceparent or "", run.run_id)
         recording = Recording(flow, run, context, start.at, self._limits)
-        advance = self._watched(run, functools.partial(recording.start, start.history))
+        said = Speaker(self, _voice_of, run)
+        # What is gone through once more was said by the owner before.
+        said.is_muted = bool(start.history or run.called)
+        advance = self._watched(run, said, functools.partial(recording.start, start.history))
+        said.is_muted = False
         self._say_lost(recording)
         if advance.outcome is None:
-            self._recordings[run.run_id] = recording
+            self._recordings[run.run_id], self._speakers[run.run_id] = recording, said
+        else:
+            said.close()
         return advance
 
     def _feed(self, run_id: str, feeds: list[Feed]) -> Advance:
         recording = self._recordings.get(run_id)
         if recording is None:
             return Advance()
-        advance = self._watched(recording.run, functools.partial(recording.feed, feeds))
+        said = self._speakers[run_id]
+        advance = self._watched(recording.run, said, functools.partial(recording.feed, feeds))
         self._say_lost(recording)
         if advance.outcome is not None:
-            del self._recordings[run_id]
+            del self._recordings[run_id], self._speakers[run_id]
+            said.close()
         return advance
 
     def _say_lost(self, recording: Recording) -> None:
@@ -100,6 +115,7 @@ class Wirer:
 
     def _forget(self, run_id: str) -> None:
         recording = self._recordings.pop(run_id, None)
+        self._speakers.pop(run_id, None)
         if recording is not None:
             recording.close()
 
@@ -107,11 +123,18 @@ class Wirer:
         """Look whether a flow keeps all others waiting: name it, and stop it in the end. Call it now and then."""
         self._watch.look()
 
-    def _watched(self, run: FlowRun, work: Callable[[], Advance]) -> Advance:
+    def _watched(self, run: FlowRun, said: Speaker, work: Callable[[], Advance]) -> Advance:
         """One step of a flow, which must not take long: every other flow waits for it."""
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(**run_fields(run.run_id, run.flow, run.traceparent))
+        token = speaker.set(said)
         try:
             return self._watch.run(run, work)
         except FlowBlocked as error:
             return Advance(outcome=Outcome(State.FAILED, failure_of(error)))
+        finally:
+            speaker.reset(token)
+
+
+def _voice_of(wirer: Wirer, run: FlowRun) -> Voice:
+    return Voice(run_id=run.run_id, flow=run.flow, attempt=max(1, run.attempt), traceparent=run.traceparent or "")

@@ -1,6 +1,7 @@
 """A real Jaeger v2 for the tests: the one on PATH, or one built from its own sources, every checksum verified, and kept.
 
 ``python -m tests.jaeger_under_test`` builds it where there is none, which takes about five minutes; then it only looks.
+It ends with 3 where there is no Go that can.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ VERSION = "1.76.0"
 MODULE = "github.com/jaegertracing/jaeger"
 _LEAST_GO = (1, 24)
 _BUILD_SECONDS = 1_800.0
+#: Exit code where there is neither a Jaeger nor what could make one.
+_NONE = 3
 
 
 class NoJaeger(Exception):
@@ -94,4 +97,5 @@ if __name__ == "__main__":
     try:
         print(build())
     except NoJaeger as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(_NONE)

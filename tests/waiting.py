@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 #: Far beyond what any condition takes; a test that waits so long has failed.
 PATIENCE_SECONDS = 30.0
@@ -15,5 +15,15 @@ async def eventually(condition: Callable[[], object], timeout_seconds: float = P
         async with asyncio.timeout(timeout_seconds):
             while not condition():  # noqa: ASYNC110  # any condition, so there is no event to wait for
                 await asyncio.sleep(0.01)
+    except TimeoutError as error:
+        raise AssertionError(f"not so within {timeout_seconds:g} s") from error
+
+
+async def eventually_said(ask: Callable[[], Awaitable[object]], timeout_seconds: float = PATIENCE_SECONDS) -> None:
+    """The same for what has to be asked for over a network."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            while not await ask():  # noqa: ASYNC110  # as above
+                await asyncio.sleep(0.05)
     except TimeoutError as error:
         raise AssertionError(f"not so within {timeout_seconds:g} s") from error

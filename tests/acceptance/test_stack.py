@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 
 async def test_the_ready_line_says_what_runs_where(stack: Stack) -> None:
-    assert set(stack.ready) == {"kafka", "dask", "http", "jaeger", "pid"}
+    assert set(stack.ready) == {"kafka", "dask", "http", "jaeger", "otlp", "pid"}
     assert stack.ready["dask"].startswith("tcp://127.0.0.1:")
     assert stack.ready["pid"] == stack.process.pid
     async with httpx.AsyncClient(base_url=stack.ready["http"]) as client:
@@ -220,8 +220,14 @@ async def test_a_changed_handler_is_loaded_anew_and_a_broken_one_is_not(stack: S
     good = stack.handlers.read_text()
     stack.handlers.write_text("from nowhere import nothing\n")
     await eventually(lambda: "does not load; the old handlers go on" in stack.log)
-    stack.handlers.write_text(good.replace(".upper()", ".title()"))
+    folder = stack.handlers.parent
+    hooked, log = folder / "hooked", folder / "cache" / "kafka-dask-engine" / stack.app / "logs" / "notify.log"
+    hook = f"def note(change):\n    open({str(hooked)!r}, 'a').write(change.run_id)\n\n@flow("
+    changed = good.replace(".upper()", ".title()").replace("@flow(", hook)
+    stack.handlers.write_text(changed.replace('"item.made")', '"item.made"), on_state={"COMPLETED": note}'))
     await eventually(lambda: "\nreloaded\n" in stack.log)
+    await eventually(lambda: log.is_file() and "notifier listens" in log.read_text())
     run_id = await stack.send("after-reload", "changed")
     seen = await stack.tail("--run", run_id, "--count", "6")
     assert seen.lines[-1]["result"] == "Changed"
+    await eventually(lambda: hooked.is_file() and run_id in hooked.read_text())

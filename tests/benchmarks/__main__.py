@@ -23,6 +23,7 @@ from tests.benchmarks.pressure import pressure
 from tests.benchmarks.profiling import profile
 from tests.benchmarks.restart import restart
 from tests.benchmarks.throughput import one, packed, three, wide
+from tests.benchmarks.tracing import tracing
 
 #: Each takes the arguments of the command line.
 COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None]]] = {
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None]]] =
     "packed": lambda a: packed(a.runs or 10_000, a.rounds),
     "three": lambda a: three(a.runs or 600, a.rounds),
     "wide": lambda a: wide(a.maps, a.rounds),
+    "tracing": lambda a: tracing(a.runs or 1_000, a.rounds),
     "latency": lambda a: latency(a.runs or 1_000, a.rounds, a.events or 1_000, packed=a.packed),
     "depth": lambda a: depth(a.rounds, known=a.known),
     "flat": lambda a: flat(a.runs or 50_000, packed=a.packed, dedup_window_seconds=a.dedup_window_seconds),

@@ -118,14 +118,17 @@ class Subject:
 class EngineSubject(Subject):
     """The engine: every state change of every run is on the state topic."""
 
-    def __init__(self, broker: KafkaBroker, kafka: str, states_topic: str, meter: Meter) -> None:
-        super().__init__("engine", broker, kafka, states_topic, meter)
+    def __init__(
+        self, broker: KafkaBroker, kafka: str, states_topic: str, meter: Meter, *, name: str = "engine", topic: str = TOPIC
+    ) -> None:
+        super().__init__(name, broker, kafka, states_topic, meter)
+        self._topic = topic
 
     def event(self, kind: str, number: int) -> tuple[str, Outgoing]:
         self._sent += 1
         event_id = f"{os.getpid()}-{self._sent}"
         headers = to_headers(Event(id=event_id, source="/bench", type=kind, data=None))
-        return event_id, Outgoing(TOPIC, None, b'{"number":%d}' % number, headers)
+        return event_id, Outgoing(self._topic, None, b'{"number":%d}' % number, headers)
 
     def count_ends(self, records: Sequence[Record]) -> int:
         ended = 0

@@ -78,7 +78,7 @@ async def contest(title: str, sides: Sequence[Side], rounds: int) -> None:
 def _show(side: Side, results: Sequence[Round]) -> None:
     runs = sum(result.count for result in results)
     cpu = {part: sum(result.cpu[part] for result in results) for part in results[0].cpu}
-    parts = (side.subject.name, "scheduler", "workers", "kafka", "client")
+    parts = tuple(part for part in (side.subject.name, "scheduler", "workers", "kafka", "receiver", "client") if part in cpu)
     print(f"  {side.label}: {_median([result.rate for result in results])} runs/s, {side.count} runs a round")
     print(f"    CPU, ms a run: {per_run(cpu, runs, parts)}")
     print(f"    records a run on its topic: {side.subject.records_a_run[side.kind]}")

@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from distributed import Client, Scheduler
+from distributed import Scheduler
 
+from engine.dask_clients import close_client, open_client
 from engine.dask_processes import WORKER_PREFIX, DaskProcesses
 from engine.executor import run_of
 from engine.processes import ChildProcess, Children
@@ -137,10 +138,13 @@ class SharedDask:
 
 async def scheduler_holds(address: str) -> dict[str, list[str]]:
     """What is on the scheduler, seen by a client that wants nothing itself."""
-    async with Client(address, asynchronous=True, set_as_default=False) as client:
+    client = await open_client(address)
+    try:
         found: dict[str, list[str]] = await client.run_on_scheduler(_look)
-        found["clients"].remove(client.id)
-        return found
+    finally:
+        await close_client(client)
+    found["clients"].remove(client.id)
+    return found
 
 
 def _look(dask_scheduler: Scheduler) -> dict[str, list[str]]:

@@ -27,6 +27,19 @@ class Span(msgspec.Struct, frozen=True):
     end: int
 
 
+def one(spans: list[Span], name: str) -> Span:
+    """The only one of that name."""
+    [found] = [span for span in spans if span.name == name]
+    return found
+
+
+def assert_no_orphan(spans: list[Span], producer: str) -> None:
+    """Every parent is in the set, or is the producer's span, and no span came twice."""
+    ids = {span.span_id for span in spans}
+    assert len(ids) == len(spans)
+    assert [span.name for span in spans if span.parent_id not in ids | {producer}] == []
+
+
 class Receiver:
     """Listens until ``close``."""
 

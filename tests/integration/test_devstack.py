@@ -31,12 +31,30 @@ class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        names = ("ENGINE_KAFKA", "ENGINE_DASK", "ENGINE_HTTP")
+        names = [n for n in os.environ if n.startswith(("ENGINE_", "OTEL_"))]
         self.wfile.write(json.dumps({"version": shipping.VERSION, **{n: os.environ[n] for n in names}}).encode())
     def log_message(self, *arguments): pass
 host, port = os.environ["ENGINE_HTTP"].split(":")
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 http.server.HTTPServer((host, int(port)), Answer).serve_forever()
+"""
+
+
+#: Listens where Jaeger's own configuration would have it, and answers everything.
+JAEGER = f"""#!{sys.executable}
+import http.server, json, sys, threading
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *arguments): pass
+told = json.load(open(sys.argv[sys.argv.index("--config") + 1]))
+pages = told["extensions"]["jaeger_query"]["http"]["endpoint"]
+spans = told["receivers"]["otlp"]["protocols"]["http"]["endpoint"]
+for endpoint in (pages, spans):
+    host, port = endpoint.split(":")
+    server = http.server.HTTPServer((host, int(port)), Answer)
+    threading.Thread(target=server.serve_forever).start()
 """
 
 
@@ -93,12 +111,12 @@ def version_seen_by_a_worker() -> int:
 
 async def test_everything_is_up_and_knows_where_the_rest_is(stack: DevStack) -> None:
     assert set(stack.pids) == {"scheduler", "worker-0", "engine"}
-    assert await answer(stack) == {
+    assert (await answer(stack)).items() >= {
         "version": 1,
         "ENGINE_KAFKA": stack.kafka,
         "ENGINE_DASK": stack.dask,
         "ENGINE_HTTP": stack.http.removeprefix("http://"),
-    }
+    }.items()
     async with Client(stack.dask, asynchronous=True, set_as_default=False) as client:
         assert await client.submit(version_seen_by_a_worker, pure=False) == 1
 
@@ -163,6 +181,37 @@ async def test_a_handler_that_does_not_load_leaves_the_old_one_at_work(
     (handlers / "shipping.py").write_text("VERSION = 3\n")
     await eventually(lambda: "reloaded" in lines)
     assert (await answer(stack))["version"] == 3
+
+
+async def test_jaeger_is_told_to_all_and_comes_back_where_it_was(
+    options: StackOptions, lines: list[str], tmp_path: Path
+) -> None:
+    program = tmp_path / "jaeger"
+    program.write_text(JAEGER)
+    program.chmod(0o755)
+    async with DevStack(msgspec.structs.replace(options, jaeger=program), lines.append) as stack:
+        assert stack.jaeger is not None
+        told = await answer(stack)
+        assert told["OTEL_EXPORTER_OTLP_ENDPOINT"] == stack.jaeger.otlp
+        assert told["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] == f"{stack.jaeger.otlp}/v1/traces"
+        assert told["ENGINE_TRACES"] == stack.jaeger.url
+        worker = psutil.Process(stack.pids["worker-0"]).environ()
+        assert worker["OTEL_EXPORTER_OTLP_ENDPOINT"] == stack.jaeger.otlp
+        assert "OTEL_EXPORTER_OTLP_ENDPOINT" not in psutil.Process(stack.pids["jaeger"]).environ()
+        before = stack.pids["jaeger"]
+        os.kill(before, signal.SIGKILL)
+        await eventually(lambda: f"Jaeger: back, without the traces that it had, at {stack.jaeger.url}" in lines)
+        assert stack.pids["jaeger"] != before
+        assert stack.pids["engine"] > 0
+
+
+async def test_a_program_that_is_no_jaeger_ends_the_stack_with_its_story(options: StackOptions, tmp_path: Path) -> None:
+    program = tmp_path / "jaeger"
+    program.write_text("#!/bin/sh\necho unknown flag: $1\nexit 3\n")
+    program.chmod(0o755)
+    with pytest.raises(StackError, match=r"(?s)jaeger: ended with code 3.*unknown flag: --config"):
+        async with DevStack(msgspec.structs.replace(options, jaeger=program)):
+            pass
 
 
 async def test_an_engine_that_does_not_start_ends_the_stack_with_its_story(options: StackOptions) -> None:

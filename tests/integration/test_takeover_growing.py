@@ -60,7 +60,7 @@ async def test_a_thousand_runs_of_all_shapes_leave_nothing_behind(apps: Apps, tm
         assert Counter(change.state for change in second.ends()) == {S.COMPLETED: 1_000 - failing, S.FAILED: failing}
         await eventually(lambda: second.open_runs == 0)
         await second.stop()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (left := left_by_runs(await scheduler_holds(dask.address))) != []:
                 pass  # each look is a round trip to the scheduler
         assert left == []

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from engine import subscribe
 from engine.states import State, StateChange
 from tests.app_under_test import AppUnderTest, Run
 from tests.integration import flows_graphs as flows
 from tests.integration.conftest import Apps
 from tests.integration.dask_under_test import ROOT, SharedDask, child_environment
-from tests.integration.otlp_under_test import Receiver, Span
+from tests.integration.otlp_under_test import Receiver, Span, assert_no_orphan, one
 from tests.waiting import eventually
 
 TRACE_ID, PRODUCER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -55,8 +56,8 @@ async def apps(kafka: str, traced_dask: str, receiver: Receiver, monkeypatch: py
 
 
 def expected_count(run: Run) -> int:
-    """process, run, a send for each change, a task span for each attempt."""
-    attempts = sum(change.state is State.RUNNING for change in run.changes if change.task)
+    """process, run, a send for each change, a task span or the mark of a beginning for each attempt."""
+    attempts = sum(change.state is State.RUNNING for change in run.changes)
     return 2 + len(run.changes) + attempts
 
 
@@ -65,18 +66,6 @@ async def whole_trace(receiver: Receiver, run: Run) -> list[Span]:
     trace_id = (run.changes[0].traceparent or "")[3:35]
     await eventually(lambda: len(receiver.spans(trace_id)) >= expected_count(run))
     return receiver.spans(trace_id)
-
-
-def assert_no_orphan(spans: list[Span], producer: str) -> None:
-    """Every parent is in the set, or is the producer's span, and no span came twice."""
-    ids = {span.span_id for span in spans}
-    assert len(ids) == len(spans)
-    assert [span.name for span in spans if span.parent_id not in ids | {producer}] == []
-
-
-def one(spans: list[Span], name: str) -> Span:
-    [found] = [span for span in spans if span.name == name]
-    return found
 
 
 def span_id(change: StateChange) -> str:
@@ -89,7 +78,7 @@ async def test_the_whole_tree_from_the_producer_to_the_subscriber(apps: Apps, re
     spans = await whole_trace(receiver, run)
     await app.stop()  # exports what is left: there may be no span that was not expected
     spans = receiver.spans(TRACE_ID)
-    assert len(spans) == expected_count(run) == 2 + 9 + 2
+    assert len(spans) == expected_count(run) == 2 + 9 + 3
     assert_no_orphan(spans, PRODUCER)
 
     process = one(spans, f"process {app.topic('numbers')}")
@@ -132,6 +121,43 @@ async def test_the_whole_tree_from_the_producer_to_the_subscriber(apps: Apps, re
             assert sends[change.seq].parent_id == root.span_id
 
 
+async def test_a_subscriber_is_the_last_of_the_trace(apps: Apps, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = await apps.start(flows.one)
+    run = await app.do("numbers", {"value": 1}, "one", traceparent=f"00-{'ef' * 16}-{PRODUCER}-01")
+    monkeypatch.chdir("/")
+    where = {"app": app.settings.app, "kafka": app.settings.kafka, "run_id": run.id}
+    async with subscribe(**where, group=f"{app.settings.app}.mail", from_beginning=True) as changes:
+        async for change in changes:
+            if change.is_flow_run and change.state.is_end:
+                break
+    name = f"process {app.settings.states_topic}"
+    await eventually(lambda: len([span for span in receiver.spans("ef" * 16) if span.name == name]) == len(run.changes))
+    received = [span for span in receiver.spans("ef" * 16) if span.name == name]
+    assert {span.parent_id for span in received} == {span_id(change) for change in run.changes}
+    assert {(span.service, span.kind) for span in received} == {(f"{app.settings.app}-subscriber", RECEIVE)}
+    assert {span.attributes["messaging.consumer.group.name"] for span in received} == {f"{app.settings.app}.mail"}
+
+
+async def test_a_run_that_goes_on_is_in_its_trace_from_its_beginning(apps: Apps, receiver: Receiver, tmp_path: Path) -> None:
+    app = await apps.start(flows.in_turn)
+    trace_id = "12" * 16
+    id = await app.send(
+        "keyed", {"customer": "c", "folder": str(tmp_path), "name": "go"}, traceparent=f"00-{trace_id}-{PRODUCER}-01"
+    )
+    await app.heard(task="wait_for", state=State.RUNNING)
+    await eventually(lambda: [span for span in receiver.spans(trace_id) if span.name == "start in_turn"])
+    seen = receiver.spans(trace_id)
+    mark = one(seen, "start in_turn")
+    assert mark.start == mark.end
+    assert mark.attributes["engine.run_id"] == app.run_id("in_turn", id)
+    assert mark.parent_id in {span.span_id for span in seen if span.name.startswith("send ")}
+    assert "run in_turn" not in {span.name for span in seen}
+    (tmp_path / "go").touch()
+    spans = await whole_trace(receiver, await app.run("in_turn", id))
+    assert_no_orphan(spans, PRODUCER)
+    assert one(spans, "run in_turn").parent_id == mark.parent_id
+
+
 async def test_a_retried_task_has_a_span_for_each_attempt(apps: Apps, receiver: Receiver, tmp_path: Path) -> None:
     app = await apps.start(flows.persevere)
     run = await app.do("retries", {"attempt": 2, "folder": str(tmp_path)}, "persevere")
@@ -141,6 +167,7 @@ async def test_a_retried_task_has_a_span_for_each_attempt(apps: Apps, receiver: 
     assert first.parent_id == second.parent_id == one(spans, "run persevere").span_id
     assert (first.is_error, second.is_error) == (True, False)
     assert first.attributes["error.type"] == "RuntimeError"
+    assert (first.links, second.links) == ((), (first.span_id,))
     parents = {span.attributes["engine.seq"]: span.parent_id for span in spans if "engine.seq" in span.attributes}
     for change in run.of("succeed_at")[1:]:
         assert parents[change.seq] == (first if change.attempt == 1 else second).span_id

@@ -57,8 +57,8 @@ def handlers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     [
         *("demo", "dev", "run", "doctor", "events send", "states tail", "runs watch", "runs retry", "runs rerun"),
         *("flows ls", "flows show", "dead-letters ls", "dead-letters show", "dead-letters replay", "dead-letters drop"),
-        *("dead-letters resume", "runs ls", "runs show", "history run", "history rebuild"),
-        *("runs cancel", "flows run", "events ls", "events tail"),
+        *("dead-letters resume", "runs ls", "runs show", "runs logs", "history run", "history rebuild"),
+        *("runs cancel", "flows run", "events ls", "events tail", "notify"),
     ],
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,6 +88,7 @@ def test_help_imports_neither_kafka_nor_dask() -> None:
         ["runs", "ls", "--since", "yesterday"],
         ["runs", "ls", "--state", "SLEEPING"],
         ["history", "run"],
+        ["notify", "no-such-file.py"],
         ["history", "rebuild", "--history", "postgres://me:word@db/x"],
         ["dev", "--workers", "many"],
         ["run", "--http", "0.0.0.0:80"],
@@ -109,6 +110,18 @@ def test_what_cannot_be_meant_is_refused_with_code_2(arguments: list[str], capsy
     assert out == ""
     assert err
     assert "Traceback" not in err
+
+
+def test_a_jaeger_that_is_not_there_is_said_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ENGINE_JAEGER", "/nowhere/jaeger")
+    assert run("dev", "--jaeger") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "cannot start Jaeger: the setting jaeger names /nowhere/jaeger" in " ".join(err.split())
+    assert "https://www.jaegertracing.io/download/" in err
 
 
 def test_a_refusal_is_an_object_where_json_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,7 @@ def test_a_service_waits_until_what_it_needs_is_well(name: str) -> None:
 @pytest.mark.parametrize("name", ["engine", "worker"])
 def test_engine_and_workers_send_their_traces_to_jaeger(name: str) -> None:
     assert SERVICES[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://jaeger:4318"
+    assert f"{SERVICES[name]['environment']['ENGINE_TRACES'].removeprefix('http://')}:16686" in SERVICES["jaeger"]["ports"]
 
 
 def test_the_engine_of_the_compose_file_knows_kafka_and_dask() -> None:

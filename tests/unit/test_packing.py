@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +17,15 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from engine import packed_calls
 from engine.flows import Flow
 from engine.handles import recorder
+from engine.log_catcher import catcher
+from engine.log_outbox import Outbox
 from engine.packing import run_parcel
 from engine.parcels import Outcome, PackedRun, Parcel, TaskEntry, decode_tasks
+from engine.run_logs import decode_batch
 from engine.states import State, encode
 from engine.telemetry import Tracer
 from engine.testing import run as run_unpacked
-from tests.unit.samples import packed
+from tests.unit.samples import packed, talk
 from tests.waiting import eventually
 
 SILENT = Tracer(None, None, None)
@@ -356,3 +360,32 @@ def test_a_task_outcome_has_no_error_unless_there_was_one() -> None:
     [task] = msgspec.json.decode(run(packed.one, value=1).tasks)
     assert set(task) == {"task", "index", "state", "attempt", "started_at", "ended_at"}
     assert isinstance(msgspec.convert(task, TaskEntry), TaskEntry)
+
+
+def test_what_a_packed_run_logs_is_said_by_its_flow_or_its_tasks(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    outbox = Outbox()
+    catcher.begin()
+    try:
+        run_parcel(parcel_of(talk.packed, {"sku": "a"}, {"sku": "b"}), lambda _: None, tracer=SILENT, logs=outbox, worker="w")
+    finally:
+        catcher.end()
+    batches = [decode_batch(mail.value) for mail in outbox.take_all()]
+    first, second = (f"{number:032x}" for number in range(2))
+    assert [(batch.run_id, batch.task_run_id, batch.attempt, batch.worker) for batch in batches] == [
+        (run_id, name, 1, "w") for run_id in (first, second) for name in (None, f"{run_id}/talks/0", f"{run_id}/talks_later/1")
+    ]
+    assert [line.message for line in batches[0].lines] == ["in a parcel"]
+    assert [line.message for line in batches[-1].lines] == ["by the engine sku='b' count=1", "by logging b", "odd"]
+
+
+def test_the_tasks_of_a_packed_run_share_what_they_may_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.log_outbox.MAX_LINES", 2)
+    outbox = Outbox()
+    run_parcel(parcel_of(talk.packed, {"sku": "a"}), lambda _: None, tracer=SILENT, logs=outbox)
+    lines = [line for mail in outbox.take_all() for line in decode_batch(mail.value).lines]
+    assert [line.message.partition(" more")[0] for line in sorted(lines, key=lambda line: line.at)] == [
+        "in a parcel",
+        "by the engine sku='a' count=1",
+        "1",
+    ]

@@ -10,8 +10,7 @@ from engine.command_errors import NotFound
 from engine.executor import TAKEN, Call
 from engine.planning import PlannedCall
 from engine.reruns import Calls
-from engine.running import _places
-from engine.runs import FlowRun
+from engine.runs import FlowRun, stored_places
 from engine.states import Reuse, State, StateChange, encode, utc
 from tests.unit.recorded import Gone, scheduled
 
@@ -185,8 +184,8 @@ def test_calls_that_may_take_results_say_so() -> None:
 
 def test_a_result_is_looked_for_under_each_attempt_of_the_flow_its_own_first() -> None:
     call = msgspec.structs.replace(a_call(), run_id="cd" * 16, index="3.17~2", reuse=(RUN, 2))
-    assert list(_places(call)) == [("cd" * 16, "3.17~2"), (RUN, "3.17~2"), (RUN, "3.17")]
-    assert list(_places(msgspec.structs.replace(call, reuse=None))) == [("cd" * 16, "3.17~2")]
+    assert list(stored_places(call.run_id, call.index, call.reuse)) == [("cd" * 16, "3.17~2"), (RUN, "3.17~2"), (RUN, "3.17")]
+    assert list(stored_places(call.run_id, call.index, None)) == [("cd" * 16, "3.17~2")]
 
 
 def a_call() -> Call:

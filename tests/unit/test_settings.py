@@ -46,6 +46,24 @@ def test_topics_and_groups_are_named_after_the_app() -> None:
     assert (shop.intake_group, shop.dispatch_group) == ("shop.intake", "shop.dispatch")
 
 
+def test_a_trace_has_a_link_where_its_pages_are_known(tmp_path: Path) -> None:
+    assert load({}, {}, tmp_path).trace_link("ab") == ""
+    for url in ("http://127.0.0.1:16686", "https://jaeger.example.com/ui/"):
+        settings = load({}, {"ENGINE_TRACES": url}, tmp_path)
+        assert settings.trace_link("ab") == f"{url.rstrip('/')}/trace/ab"
+        assert settings.trace_link("") == ""
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["javascript:alert(1)", "127.0.0.1:16686", "http://", "http://me:secret@x", "http://x/?a=b", 'http://x/">', "http://x y"],
+)
+def test_what_links_to_traces_is_a_plain_url_and_is_not_repeated(tmp_path: Path, url: str) -> None:
+    with pytest.raises(SettingsError, match=r"traces.*is no plain http\(s\) URL") as caught:
+        load({}, {"ENGINE_TRACES": url}, tmp_path)
+    assert "secret" not in str(caught.value)
+
+
 def test_an_unknown_key_of_the_file_is_named_and_the_known_ones_listed(tmp_path: Path) -> None:
     (tmp_path / "engine.toml").write_text('kafak = "127.0.0.1:1"\n')
     with pytest.raises(SettingsError, match=r"kafak.*no such setting.*kafka") as caught:
@@ -191,3 +209,50 @@ def test_a_history_elsewhere_is_refused_without_showing_its_secrets() -> None:
         load({"history": "postgres://me:secret@db/x"}, {}, Path("nowhere"))
     assert caught.value.key == "history"
     assert "secret" not in str(caught.value)
+
+
+RULES = """
+[[rules]]
+name = "many"
+failures = 5
+within_seconds = 600
+to = [{url = "slack://T0K3N-s3cr3t"}, {webhook = "https://x/T0K3N-s3cr3t", secret_env = "SECRET"}]
+"""
+
+
+def test_rules_come_from_the_file_or_as_json_from_a_variable_and_show_no_address(tmp_path: Path) -> None:
+    (tmp_path / "engine.toml").write_text(RULES)
+    settings = load({}, {}, tmp_path)
+    assert [(rule.name, rule.failures, len(rule.to)) for rule in settings.rules] == [("many", 5, 2)]
+    assert "T0K3N" not in repr(settings) + str(settings)
+    url = settings.rules[0].to[0].url
+    assert url is not None
+    assert url.reveal() == "slack://T0K3N-s3cr3t"
+    again = load({}, {"ENGINE_RULES": '[{"name": "few", "to": [{"url": "slack://T0K3N-s3cr3t"}]}]'}, tmp_path)
+    assert [rule.name for rule in again.rules] == ["few"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        RULES.replace("rules", "rulez"),
+        RULES.replace("within", "wihtin"),
+        RULES.replace("url", "ulr"),
+        RULES.replace('name = "many"', ""),
+        RULES.replace('"slack://T0K3N-s3cr3t"', '["slack://T0K3N-s3cr3t"]'),
+        'rules = "slack://T0K3N-s3cr3t"',
+    ],
+)
+def test_rules_that_cannot_be_read_are_refused_without_an_address(tmp_path: Path, text: str) -> None:
+    (tmp_path / "engine.toml").write_text(text)
+    with pytest.raises(SettingsError, match="rule") as caught:
+        load({}, {}, tmp_path)
+    assert "T0K3N" not in f"{caught.value} {caught.value!r}"
+
+
+@pytest.mark.parametrize("url", ["engine.example", "https://me:T0K3N@x", "javascript:x", "https://x/?T0K3N"])
+def test_the_dashboards_address_is_one_of_a_page(tmp_path: Path, url: str) -> None:
+    assert load({}, {"ENGINE_DASHBOARD_URL": "https://engine.example/x/"}, tmp_path).dashboard_url
+    with pytest.raises(SettingsError) as caught:
+        load({}, {"ENGINE_DASHBOARD_URL": url}, tmp_path)
+    assert "T0K3N" not in str(caught.value)

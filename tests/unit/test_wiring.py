@@ -12,9 +12,11 @@ import pytest
 import structlog
 
 from engine.planning import Advance
+from engine.run_logs import decode_batch
 from engine.states import State
 from engine.wiring import UNKNOWN_FLOW, Start, Wirer
 from tests.unit.recorded import LIMITS, Gone, declared, done, run_of, short
+from tests.unit.samples import talk
 from tests.unit.samples.orders import add, double
 from tests.waiting import eventually
 
@@ -158,3 +160,32 @@ async def test_a_flow_that_is_quick_enough_is_left_alone(wirer: Wirer, blocking:
 
 def test_samples_do_what_they_say() -> None:
     assert Gone(plain).called == ["double/0"]
+
+
+def said(wirer: Wirer) -> list[tuple[str, str | None, str]]:
+    batches = [decode_batch(mail.value) for mail in wirer.logs.take_all()]
+    return [(batch.flow, batch.task, line.message) for batch in batches for line in batch.lines]
+
+
+async def test_what_flows_log_is_said_by_the_run_wherever_it_goes_on() -> None:
+    wirer = Wirer({"wired": talk.wired, "awaits": talk.awaits}, LIMITS, flow_timeout_seconds=5.0)
+    try:
+        await wirer.start([Start(run_of("wired", sku="tea"), (), 2.0)])
+        assert said(wirer) == [("wired", None, "wired sku='tea'")]
+        run = run_of("awaits", sku="tea")
+        await wirer.start([Start(run, (), 2.0)])
+        assert said(wirer) == [("awaits", None, "begun")]
+        await wirer.feed([(run.run_id, [done("0", "tea")])])
+        assert said(wirer) == [("awaits", None, "went on first='tea'")]
+    finally:
+        wirer.close()
+
+
+async def test_a_flow_that_is_taken_up_again_says_nothing_twice() -> None:
+    wirer = Wirer({"awaits": talk.awaits}, LIMITS, flow_timeout_seconds=5.0)
+    try:
+        run = run_of("awaits", sku="tea")
+        await wirer.start([Start(run, [done("0", "tea")], 2.0)])
+        assert said(wirer) == []
+    finally:
+        wirer.close()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import pickle
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,12 +19,15 @@ from engine.deadlines import run_within
 from engine.errors import TaskFailed
 from engine.executor import Call, Report, index_of, key_of
 from engine.handles import Handle
+from engine.log_catcher import catcher, speaker
+from engine.log_outbox import MAX_LINES, Outbox
+from engine.run_logs import LogBatch, decode_batch
 from engine.running import Postponed
 from engine.states import State, encode
 from engine.tasks import Task
 from engine.telemetry import Tracer
 from engine.worker import execute, execute_async
-from tests.unit.samples import orders
+from tests.unit.samples import orders, talk
 
 RUN_ID = "0123456789abcdef" * 2
 
@@ -35,6 +41,7 @@ class Listed:
 
     def __init__(self) -> None:
         self.reports: list[Report] = []
+        self.logs = Outbox()
         self.is_told = threading.Event()
 
     def begin(self, report: Report) -> None:
@@ -339,3 +346,63 @@ def test_a_task_that_cannot_be_stopped_is_reported_once_and_says_where_it_is(mon
     assert "could not be stopped: the worker process was restarted" in ended.error.message
     assert "in is_stuck" in ended.error.traceback
     assert "engine/" not in ended.error.traceback
+
+
+@pytest.fixture
+def _caught(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    caplog.set_level(logging.INFO)
+    catcher.begin()
+    yield
+    catcher.end()
+
+
+def said(call: Call) -> list[LogBatch]:
+    """What the run of a call has logged, and that all of it was there before its end was reported."""
+    reporter = Listed()
+    at_the_end: list[int] = []
+    end = reporter.end
+    reporter.end = lambda report: (at_the_end.append(len(reporter.logs._lines)), end(report))  # type: ignore[assignment,func-returns-value]
+    with contextlib.suppress(TaskFailed, Postponed):
+        asyncio.run(execute_async(call, (), reporter)) if call.is_async else execute(call, (), reporter)
+    batches = [decode_batch(mail.value) for mail in reporter.logs.take_all()]
+    assert sum(len(batch.lines) for batch in batches) == sum(at_the_end)
+    assert speaker.get() is None
+    return batches
+
+
+@pytest.mark.usefixtures("_caught")
+@pytest.mark.parametrize("task", [talk.talks, talk.talks_later])
+def test_what_a_task_logs_either_way_is_said_by_its_attempt_in_order(task: Task[..., Any]) -> None:
+    [batch] = said(call_of(task, "tea", attempt=2))
+    name = task.name
+    assert (batch.run_id, batch.flow, batch.task, batch.task_run_id) == (RUN_ID, "fulfil", name, f"{RUN_ID}/{name}/0")
+    assert (batch.attempt, batch.worker, batch.trace_id) == (2, "tcp://worker:1", "0123456789abcdef0123456789abcdef")
+    assert [(line.level, line.logger, line.message) for line in batch.lines] == [
+        ("info", "tests.unit.samples.talk", "by the engine sku='tea' count=1"),
+        ("info", "talk", "by logging tea"),
+        ("warning", "talk", "odd"),
+    ]
+    assert batch.lines[0].at <= batch.lines[1].at <= batch.lines[2].at
+
+
+@pytest.mark.usefixtures("_caught")
+def test_an_exception_is_logged_with_its_traceback_and_a_failed_attempt_loses_no_line() -> None:
+    [batch] = said(call_of(talk.fails_loudly))
+    assert [line.level for line in batch.lines] == ["error", "error"]
+    assert all("ValueError: no such tea" in line.message and "in fails_loudly" in line.message for line in batch.lines)
+
+
+@pytest.mark.usefixtures("_caught")
+def test_a_task_that_logs_without_end_ends_with_how_much_was_dropped() -> None:
+    batches = said(call_of(talk.floods, MAX_LINES + 500))
+    lines = [line for batch in batches for line in batch.lines]
+    assert len(lines) == MAX_LINES + 1
+    assert lines[0].message == "0"
+    assert (lines[-1].level, lines[-1].message.partition(" more")[0]) == ("warning", "500")
+
+
+def test_outside_of_tasks_nothing_is_caught() -> None:
+    reporter = Listed()
+    execute(call_of(orders.double, 1), (), reporter)
+    logging.getLogger("talk").warning("nobody speaks")
+    assert not reporter.logs
