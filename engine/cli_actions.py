@@ -91,7 +91,8 @@ def confirm(what: str, rows: Sequence[RunRow], *, yes: bool) -> bool:
     """Whether to go on with these: says which, and asks. Raises UsageError where nobody can be asked."""
     if yes or not rows:
         return bool(rows)
-    Console(highlight=False, stderr=True).print(runs_as_table(rows[:_SHOWN]))
+    console = Console(highlight=False, stderr=True)
+    console.print(runs_as_table(rows[:_SHOWN], console.width))
     if len(rows) > _SHOWN:
         say(f"and {len(rows) - _SHOWN:,} more")
     if not sys.stdin.isatty():

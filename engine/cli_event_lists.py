@@ -38,6 +38,8 @@ _PATIENCE_SECONDS = 10.0
 _MAX_PENDING = 1_000
 #: A database is waited for so long until it has what the topics have.
 _BEHIND_SECONDS = 3.0
+#: On a terminal of fewer characters, ids and types get so many.
+_WIDE, _NARROW_COLUMN = 120, 14
 _TEXT_WIDTH = 200
 
 
@@ -60,7 +62,8 @@ async def ls(
         for one in listed:
             put(json_text(_data(one)))
     elif listed:
-        Console(highlight=False).print(_table(listed))
+        console = Console(highlight=False)
+        console.print(_table(listed, console.width))
     else:
         say(f"no such events on {topic}" if fate else f"no events on {topic}; `engine events send {topic}` sends one")
 
@@ -180,10 +183,12 @@ def _data(one: Listed) -> dict[str, Any]:
     return made
 
 
-def _table(listed: Sequence[Listed]) -> Table:
+def _table(listed: Sequence[Listed], width: int) -> Table:
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
     for column in ("AT", "EVENT", "TYPE", "ID", "FATE", "WHY"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("AT", "FATE"))
+        # Why is what one looks for: where there is little room, ids and types give way.
+        most = _NARROW_COLUMN if width < _WIDE and column in ("TYPE", "ID") else None
+        table.add_column(column, overflow="fold" if column == "WHY" else "ellipsis", no_wrap=column != "WHY", max_width=most)
     for one in listed:
         table.add_row(
             Text(f"{one.at.astimezone():%m-%d %H:%M:%S}", "dim"),

@@ -71,7 +71,7 @@ async def ls(
                     for run in [run for run in page.items if seen.get(run.run_id) != run.seq]:
                         put(json_text(run_as_data(run)))
                 elif watch:
-                    screen.update(runs_as_table(page.items), refresh=True)
+                    screen.update(runs_as_table(page.items, screen.console.width), refresh=True)
                 else:
                     _print(page, is_filtered=wanted != RunFilter() or cursor is not None)
                 if not watch:
@@ -83,7 +83,8 @@ async def ls(
 
 def _print(page: Page[RunRow], *, is_filtered: bool) -> None:
     if page.items:
-        Console(highlight=False).print(runs_as_table(page.items))
+        console = Console(highlight=False)
+        console.print(runs_as_table(page.items, console.width))
     else:
         say("no such runs" if is_filtered else "no runs yet; `engine events send` starts some")
     if page.cursor is not None:

@@ -20,6 +20,8 @@ from engine.terminal import printable
 
 _PAYLOADS = ("parameters", "result")
 _DETAIL_WIDTH = 100
+#: A terminal of so many characters has room for all columns of a list of runs.
+_WIDE = 120
 
 
 def run_as_data(run: RunRow) -> dict[str, Any]:
@@ -46,21 +48,19 @@ def change_as_data(change: Change) -> dict[str, Any]:
     return msgspec.structs.asdict(change) | {"at": _iso(change.at)}
 
 
-def runs_as_table(runs: Sequence[RunRow]) -> Table:
-    """A line a run."""
+def runs_as_table(runs: Sequence[RunRow], width: int = _WIDE) -> Table:
+    """A line a run, whose id is there whole, to be copied; ``width`` is that of the terminal, in characters."""
+    is_wide = width >= _WIDE
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("SCHEDULED", no_wrap=True)
-    table.add_column("STATE", no_wrap=True)
-    table.add_column("RUN", no_wrap=True)
-    for name in ("FLOW", "KEY", "TASKS", "TOOK", "WHY"):
-        table.add_column(name)
+    for name, least in ("SCHEDULED", 19 if is_wide else 14), ("STATE", 9), ("RUN", 32):
+        table.add_column(name, no_wrap=True, min_width=least)
+    for name in ("FLOW", "KEY", "TASKS", "TOOK", "WHY") if is_wide else ("FLOW", "WHY"):
+        table.add_column(name, no_wrap=not is_wide, overflow="fold" if is_wide else "ellipsis")
     for run in runs:
         key = "" if run.run_key is None else short(run.run_key, 24)
-        tasks = f"{run.tasks_ended}/{run.tasks}"
-        took = _took(run.started_at, run.ended_at)
-        table.add_row(
-            _clock(run.scheduled_at), _state(run.state), run.run_id, short(run.flow, 40), key, tasks, took, _why(run, 60)
-        )
+        counts = (key, f"{run.tasks_ended}/{run.tasks}", _took(run.started_at, run.ended_at)) if is_wide else ()
+        at = _clock(run.scheduled_at) if is_wide else _clock(run.scheduled_at).partition("-")[2]
+        table.add_row(at, _state(run.state), run.run_id, short(run.flow, 40), *counts, _why(run, 60))
     return table
 
 

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from engine import api, web_app
 from engine.actions import Actions
-from engine.broker import Broker
+from engine.broker import Broker, Partition
 from engine.doorkeeper import Doorkeeper
 from engine.errors import EngineError, SettingsError
 from engine.event_taker import EventTaker
@@ -64,6 +64,7 @@ class Dashboard:
         self._settings, self._broker, self._projecting = settings, broker, projecting
         self._sink = PatientSink(broker)
         self._vitals = Vitals(settings, broker)
+        self._metrics = DashboardMetrics(self._vitals, self._offsets, settings.engines)
         histories = functools.partial(History.open, settings.history_path)
         self._actions = Actions(settings, broker, self._sink, Tracer.from_environment(f"engine-{settings.app}"), histories)
         mounted = Mount(api.ROOT, routes=api.routes(self._actions, histories))
@@ -74,8 +75,6 @@ class Dashboard:
         app.router.routes.extend(Login(settings, access, limits, self._parts.pages).routes)
         guarded = Doorkeeper(app, settings, access, limits, has_login=True)
         self._server = HttpServer(guarded, settings.http, _GRACE_SECONDS, name="dashboard")
-        offsets = functools.partial(self._parts.reader.ask, lambda history: history.offsets())
-        self._metrics = DashboardMetrics(self._vitals, offsets, settings.engines)
         self._stopping = asyncio.Event()
 
     @property
@@ -140,12 +139,16 @@ class Dashboard:
             Route("/metrics", self._scrape),
         ]
 
-    async def _healthz(self, request: Request) -> Response:
-        return json_answer(200, {"status": "ok"})
-
     async def _scrape(self, request: Request) -> Response:
         content, content_type = await self._metrics.scrape()
         return Response(content, headers={"content-type": content_type})
+
+    async def _offsets(self) -> Mapping[Partition, int]:
+        found: Mapping[Partition, int] = await self._parts.reader.ask(lambda history: history.offsets())
+        return found
+
+    async def _healthz(self, request: Request) -> Response:
+        return json_answer(200, {"status": "ok"})
 
     async def _readyz(self, request: Request) -> Response:
         parts = await self._readiness()
@@ -171,7 +174,7 @@ class Dashboard:
     async def _behind(self, ends: Mapping[tuple[str, int], int]) -> str:
         settings = self._settings
         try:
-            offsets = await self._parts.reader.ask(lambda history: history.offsets())
+            offsets = await self._offsets()
         except EngineError as error:
             return str(error)
         topics = (settings.states_topic, settings.dead_letters_topic)

@@ -32,7 +32,7 @@ from engine.history_schema import (
 from engine.log_rows import LogsRow, row_of
 from engine.run_logs import LogBatch, read_batch
 from engine.states import ABSENT, Epochs, Failure, Origin, Ownership, State, StateChange, read, type_of
-from engine.task_rows import apply_entries, apply_task, name_of
+from engine.task_rows import ENDS, TEXTS, apply_entries, apply_task, name_of
 
 _TEXT = 1_000
 
@@ -194,13 +194,14 @@ class Book:
             self.hours[hour] = (count + 1, min(first, at), max(last, at))
         if change.seq < KEPT_CHANGES or name is None:
             text = None if change.error is None and change.reason is None else _text(change)
-            state = change.state.value
+            state = TEXTS[change.state]
             self.changes.append((run.place, change.seq, change.epoch, at, state, change.attempt, name, change.worker, text))
 
     def _apply_run(self, run: RunRow, change: StateChange, at: float) -> None:
-        minute = (int(at // MINUTE) * MINUTE, change.flow, change.state.value)
+        state = TEXTS[change.state]
+        minute = (int(at // MINUTE) * MINUTE, change.flow, state)
         self.minutes[minute] = self.minutes.get(minute, 0) + 1
-        run.state, run.attempt = change.state.value, change.attempt
+        run.state, run.attempt = state, change.attempt
         run.reason = change.reason
         run.next_attempt_at = None if change.next_attempt_at is None else change.next_attempt_at.timestamp()
         run.wakes_at = None if change.wakes_at is None else change.wakes_at.timestamp()
@@ -211,7 +212,7 @@ class Book:
             _schedule(run, change, at)
         elif change.state is State.RUNNING:
             run.started_at = at if run.started_at is None else run.started_at
-        elif change.state.is_end:
+        elif change.state in ENDS:
             run.ended_at = at
             if change.state is State.COMPLETED:
                 run.error_type = run.error_message = None

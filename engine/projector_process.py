@@ -18,6 +18,7 @@ from engine.logs import logger
 from engine.processes import leashed
 from engine.settings import HTTP_SECRETS, Settings
 
+_STARTING = "the projector is starting"
 #: How often it is looked whether another writer has gone.
 _LOOK_SECONDS = 1.0
 #: Between two starts of one that ends; it doubles up to the limit.
@@ -51,7 +52,7 @@ class ProjectorProcess:
         self._stopping = asyncio.Event()
         self._last_line = b""
         #: Why it does not run now; empty where it does, or another process does its work.
-        self.trouble = "it is starting"
+        self.trouble = _STARTING
         #: Whether another process writes to the database.
         self.is_elsewhere = False
 
@@ -68,7 +69,7 @@ class ProjectorProcess:
                 self.trouble = ""
                 await self._rest(_LOOK_SECONDS)
                 continue
-            began = loop.time()
+            self.trouble, began = _STARTING, loop.time()
             try:
                 code = await self._run_once()
             except OSError as error:  # no memory or no processes left for it: it is tried again

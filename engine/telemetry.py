@@ -182,7 +182,7 @@ class Tracer:
             _ATTEMPT: change.attempt,
         }
         if change.state is State.RUNNING:
-            mark = child_of(context, "start", change.attempt)
+            mark = child_of(context, change.run_id, "start", change.attempt)
             self._end(f"start {name}", SpanKind.INTERNAL, mark, parent, at, at, attributes, None)
         elif change.state.is_end:
             began_at = run.began_at or run.running_at or at  # it may have been cancelled before

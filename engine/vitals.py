@@ -79,7 +79,7 @@ class Vitals:
 
     async def _standing(self) -> Standing:
         settings = self._settings
-        topics = [settings.states_topic, settings.dead_letters_topic, settings.replays_topic]
+        topics = [settings.states_topic, settings.dead_letters_topic, settings.logs_topic, settings.replays_topic]
         return await self._offsets.read([settings.intake_group, settings.dispatch_group], topics)
 
 

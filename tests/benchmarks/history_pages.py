@@ -110,6 +110,8 @@ def _questions(found: History, large: str, span_seconds: float) -> dict[str, Cal
         "one run, its tasks and changes": lambda: _one(found, chance.choice(some)),
         f"a run with {TASKS:,} tasks: first page": lambda: _one(found, large),
         f"a run with {TASKS:,} tasks: page in the middle": lambda: _page(found, large, "resize/0.3"),
+        f"a run with {TASKS:,} tasks: counts by task": lambda: _counts(found, large),
+        "runs whose id begins so": lambda: found.runs_like(chance.choice(some)[:3]),
         "events": lambda: found.events(limit=50),
         "events, a page in the middle": lambda: found.events(cursor=middle, limit=50),
         "one event": lambda: found.event(Position("orders", 0, chance.randrange(1_000))),
@@ -137,3 +139,9 @@ def _page(found: History, run_id: str, after: str) -> None:
     run = found.run(run_id)
     if run is not None:
         found.task_runs(run, after=after)
+
+
+def _counts(found: History, run_id: str) -> None:
+    run = found.run(run_id)
+    if run is not None:
+        found.task_counts(run)

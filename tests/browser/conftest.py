@@ -68,6 +68,7 @@ def chromium() -> Iterator[Browser]:
     yield browser
     _thread.submit(browser.close).result()
     _thread.submit(playwright.stop).result()
+    _thread.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,19 @@ async def test_it_is_ready_when_the_history_has_caught_up(tmp_path: Path, broker
         await text_of(http, "/runs", "0" * 8)
 
 
+async def test_metrics_say_how_far_the_history_is_and_are_for_those_who_may_look(tmp_path: Path, broker: MemoryBroker) -> None:
+    topics = Topics(gaps=False)
+    a_run(topics, "0" * 32)
+    for record in topics.records:
+        broker.log((record.topic, 0)).append(record)
+    tokens = {"http_token": Secret(OPERATE), "http_read_token": Secret(READ)}
+    async with serving(tmp_path, broker, **tokens) as dashboard, client(dashboard) as http:
+        assert (await http.get("/metrics")).status_code == 401
+        http.headers["authorization"] = f"Bearer {READ}"
+        text = await text_of(http, "/metrics", 'engine_projector_lag_records{partition="0",topic="app.states"} 0.0')
+        assert "engine_history_readable 1.0" in text
+
+
 async def test_events_are_taken_as_the_engine_takes_them(tmp_path: Path, broker: MemoryBroker) -> None:
     async with serving(tmp_path, broker) as dashboard, client(dashboard) as http:
         answer = await http.post("/events/orders", json={"total": 3})

@@ -206,6 +206,13 @@ class TestSpans:
         assert len({ids(span)[1] for span in spans}) == 3
         assert (spans[2].start_time, spans[2].end_time) == (told(10), told(16))
 
+    def test_two_runs_of_one_event_have_marks_of_their_own(self) -> None:
+        made, spans = tracer()
+        for run_id in (RUN_ID, RUN_ID[::-1]):
+            change = msgspec.structs.replace(CHANGE, run_id=run_id, state=State.RUNNING)
+            made.run(run_context(SAMPLED, run_id), change, "shop", flow_run())
+        assert len({ids(span)[1] for span in spans}) == 2
+
     def test_a_run_cancelled_before_it_began_has_no_length(self) -> None:
         made, spans = tracer()
         run, context = flow_run(), run_context(SAMPLED, RUN_ID)
