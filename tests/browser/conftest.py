@@ -107,7 +107,7 @@ def context(chromium: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def page(context: BrowserContext, shop: Shop) -> Iterator[Page]:
+def page(context: BrowserContext) -> Iterator[Page]:
     """A page whose test fails when anything is wrong on its console."""
     made = _thread.submit(context.new_page).result()
     listener = _thread.submit(Listener, made).result()
