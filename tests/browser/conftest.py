@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog,
 
 from engine.settings import Settings
 from engine.web_app import build
+from tests.browser.desk import Desk
 from tests.browser.sample import Story, Writer
 from tests.browser.serving import Noted, Served, Shown, a_vital, guarded
 
@@ -75,6 +76,14 @@ def chromium() -> Iterator[Browser]:
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """The sample's dashboard, shared by all tests; they add to it and take nothing away."""
     made = Shop(tmp_path_factory.mktemp("shop"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """A whole dashboard on the log in memory, whose topics show what was done; shared as the shop is."""
+    made = Desk(tmp_path_factory.mktemp("desk"))
     yield made
     made.close()
 

@@ -33,13 +33,6 @@ PAGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    made = Desk(tmp_path_factory.mktemp("desk"))
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def guarded_desk(tmp_path: Path) -> Iterator[Desk]:
     made = Desk(tmp_path, http_token=Secret(TOKEN), http_read_token=Secret("a-token-to-look-only"))
