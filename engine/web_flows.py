@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from engine.charts import spark
+from engine.command_errors import NotFound
 from engine.declarations import Declaration
 from engine.history import History
 from engine.history_rows import FlowRow, Page, RunFilter
@@ -67,7 +68,7 @@ def routes(parts: Parts) -> list[Route]:
 
         flow, runs = await parts.reader.ask(ask)
         if flow is None:
-            raise HTTPException(404)
+            raise NotFound("flow", name, "No engine has declared it, and it has no runs.")
         return {"flow": flow, "runs": runs.items, "width": _WIDTH * 2, "height": _HEIGHT}
 
     async def show_one(request: Request) -> Response:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from engine.byte_views import as_hex, as_text, dump, from_form, pretty
+from engine.command_errors import NotFound
 from engine.history import History
 from engine.history_rows import LetterLine, Page
 from engine.history_schema import KEPT_BYTES, LetterRow
@@ -60,7 +61,9 @@ def routes(parts: Parts) -> list[Route]:
 
         line, flows = await parts.reader.ask(ask)
         if line is None:
-            raise HTTPException(404)
+            raise NotFound(
+                "dead letter", "{}/{}".format(*place), "It may have expired. `engine dead-letters ls --all` lists them."
+            )
         return {"line": line, "flows": flows, "may_act": parts.actions is not None}
 
     async def show_one(request: Request) -> Response:
