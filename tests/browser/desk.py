@@ -140,7 +140,8 @@ async def fill(broker: MemoryBroker) -> None:
         a_run(topics, run_id, fails=number % 11 == 5, flow=name, event=event, epoch=epoch, key=f"customer-{number % 5}")
         event_record(broker, "orders", event.id, "order.created", {"id": f"o-{number}", "customer": f"customer-{number % 5}"})
     event_record(broker, "orders", "odd", "order.archived", {"id": "o-99"})
-    event_record(broker, "orders", HOSTILE, HOSTILE, {"id": HOSTILE})
+    event_record(broker, "orders", "event-47", "order.created", {"id": "o-47", "customer": "c-7", "lines": "many"})
+    event_record(broker, "payments", HOSTILE, HOSTILE, {"id": HOSTILE})
     topics._clock = now - 600
     letter(
         topics,

@@ -23,6 +23,7 @@ PAGES = {
     "flow": "/flows/fulfil",
     "events": "/events",
     "topic": "/events?topic=orders",
+    "hostile topic": "/events?topic=payments",
     "no events": "/events?topic=clicks",
     "letters": "/dead-letters?all=1",
     "text": "/dead-letters/0/0",

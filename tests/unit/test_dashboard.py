@@ -135,6 +135,7 @@ SAID = {
     "/flows/fulfil": "order.customer",
     "/events": "order.created",
     "/events?topic=orders": "no trigger takes type order.archived",
+    "/events?topic=payments": "onerror",
     "/dead-letters": "invalid-parameters",
     "/dead-letters/0/0": "c-7",
     "/dead-letters/0/1": "0001 feff",
