@@ -130,6 +130,7 @@ def test_a_dead_letter_is_mended_and_replayed(page: Page, desk: Desk) -> None:
     record = desk.wait_for(REPLAYS, lambda record: b'"lines": []' in (record.value or b""))
     assert read_replay(record.headers).letter == "0/0"
     expect(page.locator(".head .tag")).to_have_text("Replayed")
+    expect(page.locator("#letter")).to_be_visible()
 
 
 def test_bytes_are_edited_in_hexadecimal(page: Page, desk: Desk) -> None:
@@ -168,12 +169,17 @@ def test_with_a_token_one_logs_in_acts_and_logs_out(page: Page, guarded_desk: De
     page.get_by_role("button", name="Run settle").click()
     page.wait_for_url(re.compile("/runs/[0-9a-f]+"))
     desk.wait_for(STATES, lambda record: b'"p-2"' in (record.value or b""))
+    # A page that is left while it connects complains.
+    expect(page.locator("h1")).to_have_text("settle")
+    expect(page.locator("[data-live]").first).to_have_attribute("data-live", "on")
     page.get_by_role("button", name="Log out").click()
     expect(page.locator("h1")).to_have_text("Log in")
     page.get_by_label("Token").fill("a-token-to-look-only")
     page.get_by_role("button", name="Log in").click()
+    expect(page.locator("[data-live]").first).to_have_attribute("data-live", "on")
     page.goto(f"{desk.url}/flows/settle")
     expect(page.locator("h1")).to_have_text("settle")
+    expect(page.locator("[data-live]").first).to_have_attribute("data-live", "on")
     assert page.get_by_role("button", name="Run settle").count() == 0
 
 
