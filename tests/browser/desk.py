@@ -131,14 +131,13 @@ async def fill(broker: MemoryBroker) -> None:
     for declared in (fulfil, settle):
         value, headers = write_declaration(APP, declare(declared, utc(now - 3_600)))
         topics.append(STATES, 0, value, headers, declared.name.encode())
-    topics.ownership()
+    epoch = topics.ownership()
     for number in range(46):
         topics._clock = now - 2_800 + number * 60
         name = "fulfil" if number % 3 else "settle"
         event = Origin("/shop", f"event-{number}", "order.created", "orders", 0, number, utc(topics._clock))
         run_id = run_id_of(APP, name, event.source, event.id)
-        a_run(topics, run_id, fails=number % 11 == 5, flow=name, event=event, epoch=1, key=f"customer-{number % 5}")
-        topics._clock = now - 2_800 + number * 60
+        a_run(topics, run_id, fails=number % 11 == 5, flow=name, event=event, epoch=epoch, key=f"customer-{number % 5}")
         event_record(broker, "orders", event.id, "order.created", {"id": f"o-{number}", "customer": f"customer-{number % 5}"})
     event_record(broker, "orders", "odd", "order.archived", {"id": "o-99"})
     event_record(broker, "orders", HOSTILE, HOSTILE, {"id": HOSTILE})

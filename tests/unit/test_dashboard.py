@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import engine.dashboard as dashboard_module
 from engine.cli_dashboard import default_history
 from engine.dashboard import Dashboard
 from engine.errors import SettingsError
@@ -128,34 +129,34 @@ async def test_a_database_that_is_gone_is_said_and_the_page_goes_on(tmp_path: Pa
     await running
 
 
-@pytest.mark.parametrize(
-    ("path", "wanted"),
-    [
-        ("/flows", "fulfil(order: Order)"),
-        ("/flows/fulfil", "order.customer"),
-        ("/events", "order.created"),
-        ("/events?topic=orders", "no trigger takes type order.archived"),
-        ("/dead-letters", "invalid-parameters"),
-        ("/dead-letters/0/0", "c-7"),
-        ("/dead-letters/0/1", "0001 feff"),
-        ("/dead-letters/0/2", "malformed-event"),
-        ("/dead-letters/0/2?as=hex", "malformed-event"),
-        ("/cluster", "app.intake"),
-        ("/about", "app.states"),
-    ],
-)
-async def test_pages_say_what_is_there_and_take_nothing_of_it_for_markup(
-    filled: httpx.AsyncClient, path: str, wanted: str
-) -> None:
-    text = await text_of(filled, path, wanted)
-    for markup in ("<img", "<script>", "\u202e", "\x1b"):
-        assert markup not in text, path
-    assert "{{" not in text.replace("{{7*7}}", "")
+#: Pages and what they say of the sample.
+SAID = {
+    "/flows": "fulfil(order: Order)",
+    "/flows/fulfil": "order.customer",
+    "/events": "order.created",
+    "/events?topic=orders": "no trigger takes type order.archived",
+    "/dead-letters": "invalid-parameters",
+    "/dead-letters/0/0": "c-7",
+    "/dead-letters/0/1": "0001 feff",
+    "/dead-letters/0/2": "malformed-event",
+    "/dead-letters/0/2?as=hex": "malformed-event",
+    "/cluster": "app.intake",
+    "/about": "app.states",
+}
 
 
-@pytest.mark.parametrize("path", ["/flows/none", "/dead-letters/0/99", "/dead-letters/x/y", "/flows/none/live/x"])
-async def test_what_is_not_there_is_not_found(filled: httpx.AsyncClient, path: str) -> None:
-    assert (await filled.get(path)).status_code == 404
+async def test_pages_say_what_is_there_and_take_nothing_of_it_for_markup(filled: httpx.AsyncClient) -> None:
+    for path, wanted in SAID.items():
+        text = await text_of(filled, path, wanted)
+        for markup in ("<img", "<script>", "\u202e", "\x1b"):
+            assert markup not in text, path
+        assert "{{" not in text.replace("{{7*7}}", ""), path
+
+
+async def test_what_is_not_there_is_not_found(filled: httpx.AsyncClient) -> None:
+    await text_of(filled, "/flows", "fulfil")
+    for path in ("/flows/none", "/dead-letters/0/99", "/dead-letters/x/y", "/flows/none/x"):
+        assert (await filled.get(path)).status_code == 404, path
 
 
 async def test_what_cannot_be_done_is_said_and_nothing_written(filled: httpx.AsyncClient, filled_log: MemoryBroker) -> None:
@@ -185,6 +186,20 @@ async def test_a_form_sent_twice_makes_one_run(filled: httpx.AsyncClient) -> Non
     assert places[0] == places[1]
     other = await filled.post("/flows/settle/start", data=form | {"nonce": "m"})
     assert other.headers["hx-redirect"] != places[0]
+
+
+async def test_pages_say_that_the_history_is_behind_and_go_on(
+    tmp_path: Path, filled_log: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard_module, "_WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(dashboard_module, "CAUGHT_UP_RECORDS", 0)
+    async with serving(tmp_path, filled_log) as dashboard, client(dashboard) as http:
+        await ready(http)
+        assert "What you see may be old" not in (await http.get("/about")).text
+        dashboard._projecting._projector.stop()  # type: ignore[attr-defined]
+        dashboard._projecting.trouble = "the projector ended with code 1"
+        await text_of(http, "/about", "What you see may be old. The history: the projector ended with code 1")
+        assert (await http.get("/readyz")).status_code == 503
 
 
 @pytest.fixture
