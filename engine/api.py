@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from engine import api_items as items
 from engine import api_requests as requests
-from engine import api_rows as rows
+from engine import api_rows as rows_as
 from engine.actions import Actions, Repeated
 from engine.api_documents import Endpoint, document
 from engine.command_errors import NotFound
@@ -127,17 +127,17 @@ class _Api:
             until=None if query.until is None else query.until.timestamp(),
         )
         page = await self._ask(lambda history: history.runs(wanted, cursor=query.cursor, limit=query.limit))
-        return items.RunPage([rows.run_item(row) for row in page.items], page.cursor)
+        return items.RunPage([rows_as.run_item(row) for row in page.items], page.cursor)
 
     async def _run(self, run_id: str) -> items.RunDetails:
-        return rows.run_details(await self._ask(lambda history: _found(history, run_id)))
+        return rows_as.run_details(await self._ask(lambda history: _found(history, run_id)))
 
     async def _tasks(self, run_id: str, query: requests.TasksQuery) -> items.TaskPage:
-        found = await self._ask(
+        rows = await self._ask(
             lambda history: history.task_runs(_found(history, run_id), limit=query.limit + 1, after=query.after)
         )
-        more = len(found) > query.limit
-        made = [rows.task_item(row) for row in found[: query.limit]]
+        more = len(rows) > query.limit
+        made = [rows_as.task_item(row) for row in rows[: query.limit]]
         return items.TaskPage(made, made[-1].name if more else None)
 
     async def _changes(self, run_id: str, query: requests.ChangesQuery) -> items.ChangePage:
@@ -145,36 +145,36 @@ class _Api:
             lambda history: history.changes(_found(history, run_id), after=query.after, limit=query.limit + 1)
         )
         more = len(found) > query.limit
-        made = [rows.change_item(change) for change in found[: query.limit]]
+        made = [rows_as.change_item(change) for change in found[: query.limit]]
         return items.ChangePage(made, made[-1].seq if more else None)
 
     async def _logs(self, run_id: str, query: requests.LogsQuery) -> items.LogPage:
         wanted = LogFilter(task=query.task, level=query.level, latest=query.latest)
-        found = await self._ask(
+        rows = await self._ask(
             lambda history: history.logs(_found(history, run_id).run_id, after=query.after, limit=query.limit, wanted=wanted)
         )
-        made = [rows.log_item(line) for line in found]
+        made = [rows_as.log_item(row) for row in rows]
         return items.LogPage(made, made[-1].seq if made else query.after)
 
     async def _flows(self) -> items.FlowPage:
-        declared, found = await self._ask(lambda history: (history.declarations(), history.flows()))
-        known = {row.flow: row for row in found}
-        return items.FlowPage([rows.flow_item(one, known.get(one.name)) for one in declared])
+        declared, rows = await self._ask(lambda history: (history.declarations(), history.flows()))
+        known = {row.flow: row for row in rows}
+        return items.FlowPage([rows_as.flow_item(one, known.get(one.name)) for one in declared])
 
     async def _flow(self, name: str) -> items.FlowDetails:
-        declared, known = await self._ask(lambda history: (history.declarations(), history.flows()))
+        declared, rows = await self._ask(lambda history: (history.declarations(), history.flows()))
         found = next((one for one in declared if one.name == name), None)
         if found is None:
             raise NotFound("flow", name, f"Known: {', '.join(one.name for one in declared) or 'none'}.")
-        return rows.flow_details(found, next((row for row in known if row.flow == name), None))
+        return rows_as.flow_details(found, next((row for row in rows if row.flow == name), None))
 
     async def _events(self, query: requests.EventsQuery) -> items.EventPage:
         page = await self._ask(lambda history: history.events(cursor=query.cursor, limit=query.limit))
-        return items.EventPage([rows.event_item(row) for row in page.items], page.cursor)
+        return items.EventPage([rows_as.event_item(row) for row in page.items], page.cursor)
 
     async def _letters(self, query: requests.LettersQuery) -> items.LetterPage:
         page = await self._ask(lambda history: history.letters(all=query.all, cursor=query.cursor, limit=query.limit))
-        return items.LetterPage([rows.letter_line(line) for line in page.items], page.cursor)
+        return items.LetterPage([rows_as.letter_line(line) for line in page.items], page.cursor)
 
     async def _openapi(self) -> msgspec.Raw:
         return msgspec.Raw(self._document)

@@ -1,4 +1,4 @@
-"""What the HTTP API gives: the types that its OpenAPI document is made from; pure."""
+"""What the HTTP API gives; pure. The OpenAPI document is made from these types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of the history as the HTTP API gives them; pure."""
+"""How rows of the history become what the HTTP API gives; pure."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from engine.states import State
 from engine.task_rows import attempts_of
 
 
-def log_item(row: LogRow) -> LogItem:
-    """A log line."""
-    return LogItem(row.seq, _at(row.at), row.level, row.logger, row.name, row.attempt, row.message, row.trace_id)
+def at(seconds: float | None) -> Any:
+    """A time of the history."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def run_item(row: RunRow) -> RunItem:
@@ -55,7 +55,7 @@ def run_details(row: RunRow) -> RunDetails:
 def task_item(row: TaskRow) -> TaskItem:
     """A task run with its attempts."""
     attempts = [
-        AttemptItem(one.attempt, _at(one.queued_at), _at(one.started_at), _at(one.ended_at), one.worker, one.outcome, one.error)
+        AttemptItem(one.attempt, at(one.queued_at), at(one.started_at), at(one.ended_at), one.worker, one.outcome, one.error)
         for one in attempts_of(row.attempts)
     ]
     return TaskItem(
@@ -64,10 +64,10 @@ def task_item(row: TaskRow) -> TaskItem:
         state=State(row.state),
         attempt=row.attempt,
         map_index=row.map_index,
-        scheduled_at=_at(row.scheduled_at),
-        started_at=_at(row.started_at),
-        ended_at=_at(row.ended_at),
-        wakes_at=_at(row.wakes_at),
+        scheduled_at=at(row.scheduled_at),
+        started_at=at(row.started_at),
+        ended_at=at(row.ended_at),
+        wakes_at=at(row.wakes_at),
         worker=row.worker,
         parents=msgspec.json.decode(row.parents, type=list[str]),
         spawned_by=row.spawned_by,
@@ -81,7 +81,12 @@ def task_item(row: TaskRow) -> TaskItem:
 def change_item(change: Change) -> ChangeItem:
     """A state change."""
     state = State(change.state)
-    return ChangeItem(change.seq, _at(change.at), state, change.attempt, change.name, change.worker, change.text)
+    return ChangeItem(change.seq, at(change.at), state, change.attempt, change.name, change.worker, change.text)
+
+
+def log_item(row: LogRow) -> LogItem:
+    """A line of a run's log."""
+    return LogItem(row.seq, at(row.at), row.level, row.logger, row.name, row.attempt, row.message, row.trace_id)
 
 
 def flow_item(declared: Declaration, row: FlowRow | None) -> FlowItem:
@@ -99,7 +104,7 @@ def letter_item(row: LetterRow, status: Status = Status.OPEN, replays: int = 0) 
     """A dead letter."""
     return LetterItem(
         id=f"{row.partition}/{row.place}",
-        at=_at(row.at),
+        at=at(row.at),
         reason=row.reason,
         error=row.error,
         flow=row.flow,
@@ -120,24 +125,19 @@ def letter_line(line: LetterLine) -> LetterItem:
 def event_item(row: EventRow) -> EventItem:
     """An event with what became of it."""
     return EventItem(
-        at=_at(row.at),
+        at=at(row.at),
         event=EventPlace(row.topic, row.partition, row.offset, row.source, row.id, row.type),
         runs=[run_item(run) for run in row.runs],
         letters=[letter_item(letter) for letter in row.letters],
     )
 
 
-def _at(seconds: float | None) -> Any:
-    """A time of the history."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-
-
 def _run_fields(row: RunRow) -> dict[str, Any]:
     traced = (row.traceparent or "").split("-")
     return {
         **{name: getattr(row, name) for name in ("run_id", "flow", "attempt", "seq", "repeats", "replay_id", "letter")},
-        **{name: _at(getattr(row, name)) for name in ("scheduled_at", "changed_at", "started_at", "ended_at")},
-        **{name: _at(getattr(row, name)) for name in ("next_attempt_at", "wakes_at")},
+        **{name: at(getattr(row, name)) for name in ("scheduled_at", "changed_at", "started_at", "ended_at")},
+        **{name: at(getattr(row, name)) for name in ("next_attempt_at", "wakes_at")},
         **{name: getattr(row, name) for name in ("tasks", "tasks_ended", "reason", "result_ref")},
         "state": State(row.state),
         "key": row.run_key,

@@ -92,10 +92,10 @@ def spark(values: Sequence[float], width: float, height: float) -> list[tuple[fl
 
 
 def nice(value: float) -> int:
-    """The least of 1, 2, 4, 5, 10, 20, 40, 50 … that is no less than ``value``: a good edge of an axis."""
+    """A round number that is no less than ``value``, and little more: a good edge of an axis."""
     size = 1
     while True:
-        for factor in (1, 2, 4, 5):
-            if factor * size >= value:
-                return factor * size
+        for tenths in (10, 12, 15, 20, 30, 40, 50, 60, 80):
+            if tenths * size >= value * 10 and tenths * size % 10 == 0:
+                return tenths * size // 10
         size *= 10

@@ -24,6 +24,7 @@ from engine.loader import load
 from engine.log_follower import LogFollower
 from engine.settings import Settings
 from engine.stack_options import StackOptions
+from engine.web_roles import check_access
 
 _DEFAULT_HANDLERS = "handlers"
 _USUAL = Settings()
@@ -53,6 +54,8 @@ async def dev(
     settings = msgspec.structs.replace(settings, handlers=settings.handlers or _usual_handlers())
     # Before anything is started: what is wrong with a handler is said at once.
     flows = load(settings.handlers)
+    if settings.http:
+        check_access(settings)
     options = _options(settings, kafka, dask, workers, kafka_port, fresh, reload)
     if jaeger:
         options = msgspec.structs.replace(options, jaeger=find_jaeger(settings.jaeger))

@@ -32,6 +32,8 @@ from engine.web_roles import check_access
 
 #: Records behind which the history may be and still counts as caught up: what a projector reads in a second.
 CAUGHT_UP_RECORDS = 10_000
+#: How often it is looked whether pages have to say that they are old.
+_WATCH_SECONDS = 3.0
 #: A page that is being made at the end has so long.
 _GRACE_SECONDS = 2.0
 
@@ -93,9 +95,16 @@ class Dashboard:
             settings = self._settings
             logger.info("dashboard started", http=self.address, app=settings.app, history=settings.history_path)
             on_ready()
+            watching = asyncio.create_task(self._watch(), name="dashboard-watch")
             stopping = asyncio.create_task(self._stopping.wait(), name="dashboard-stop")
-            await asyncio.wait({projecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
+            try:
+                await asyncio.wait({projecting, watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if watching.done():
+                    watching.result()
+            finally:
+                stopping.cancel()
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
         finally:
             await self._close(projecting)
 
@@ -114,6 +123,13 @@ class Dashboard:
             await self._sink.close()
             await self._broker.close()
             logger.info("dashboard stopped", app=self._settings.app)
+
+    async def _watch(self) -> None:
+        """Have every page say so while the history does not follow the topics."""
+        while True:
+            found = (await self._readiness())["history"]
+            self._parts.pages.notice = "" if found == "ok" else f"What you see may be old. The history: {found}"
+            await asyncio.sleep(_WATCH_SECONDS)
 
     def _routes(self) -> list[BaseRoute]:
         return [

@@ -7,7 +7,7 @@ import hmac
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from urllib.parse import parse_qs, quote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -45,13 +45,16 @@ class Doorkeeper:
         limits: LoginLimits | None = None,
         *,
         has_login: bool = False,
+        open_paths: Collection[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """``open_paths`` are answered to anybody, beside those that always are."""
         self._app = app
         self._settings = settings
         self._access = access
         self._limits = limits or LoginLimits()
         self._has_login = has_login
+        self._open = _OPEN | set(open_paths)
         self._clock = clock
         # A proxy's users have no session here that could be signed for.
         self._proxy_key = os.urandom(32)
@@ -114,7 +117,7 @@ class Doorkeeper:
     def _check(self, request: Request, visitor: Visitor | None) -> None:
         path, headers, method = request.url.path, request.headers, request.method
         host = host_of(request, self._access)
-        is_open = path in _OPEN or path.startswith(_STATIC)
+        is_open = path in self._open or path.startswith(_STATIC)
         # With tokens or a proxy a foreign name gives nothing: it has no session, and no token.
         if not (is_open or self._access.is_on or self._settings.allow_plaintext or names_this_machine(host)):
             raise RequestRefused(421, "wrong-host", f"{host} is not served here; use the loopback address")

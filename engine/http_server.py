@@ -87,15 +87,16 @@ class _Streams:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
-        is_stream = False
+        is_stream = is_over = False
 
         async def watched(message: Message) -> None:
-            nonlocal is_stream
+            nonlocal is_stream, is_over
             if message["type"] == "http.response.start" and _is_stream(message) and task is not None:
                 is_stream = True
                 self._open.add(task)
             await send(message)
-            if is_stream and self._is_ending:
+            is_over |= message["type"] == "http.response.body" and not message.get("more_body", False)
+            if is_stream and self._is_ending and not is_over:
                 raise asyncio.CancelledError
 
         try:
@@ -104,7 +105,8 @@ class _Streams:
             if not (is_stream and self._is_ending):
                 raise
             # The server is closing, and this is how we end a stream: the browser comes back when there is a server again.
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            if not is_over:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             if task is not None:
                 self._open.discard(task)

@@ -16,8 +16,9 @@ import msgspec
 from engine.history_store import is_in_use
 from engine.logs import logger
 from engine.processes import leashed
-from engine.settings import Settings
+from engine.settings import HTTP_SECRETS, Settings
 
+_STARTING = "the projector is starting"
 #: How often it is looked whether another writer has gone.
 _LOOK_SECONDS = 1.0
 #: Between two starts of one that ends; it doubles up to the limit.
@@ -46,14 +47,12 @@ class ProjectorProcess:
         self._is_fresh = fresh
         self._settings = settings
         # It is to see Kafka and the disk; who may look at pages is none of its business.
-        self._environment = {
-            name: text for name, text in environment.items() if name not in ("ENGINE_HTTP_TOKEN", "ENGINE_HTTP_READ_TOKEN")
-        }
+        self._environment = {name: text for name, text in environment.items() if name not in HTTP_SECRETS}
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self._last_line = b""
         #: Why it does not run now; empty where it does, or another process does its work.
-        self.trouble = "it is starting"
+        self.trouble = _STARTING
         #: Whether another process writes to the database.
         self.is_elsewhere = False
 
@@ -70,7 +69,7 @@ class ProjectorProcess:
                 self.trouble = ""
                 await self._rest(_LOOK_SECONDS)
                 continue
-            began = loop.time()
+            self.trouble, began = _STARTING, loop.time()
             try:
                 code = await self._run_once()
             except OSError as error:  # no memory or no processes left for it: it is tried again

@@ -57,7 +57,7 @@ def _value(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float | int):
-        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+        return f"{int(value):,}" if value == int(value) else f"{value:g}"
     if isinstance(value, Iterable):
         # Elements of a kind that nobody thought of here are not shown at all.
         return ", ".join(masked(one) if type(one) is str else STARS for one in value)

@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -14,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from engine.charts import spark
+from engine.command_errors import NotFound
 from engine.declarations import Declaration
 from engine.history import History
 from engine.history_rows import FlowRow, Page, RunFilter
@@ -52,7 +54,7 @@ def routes(parts: Parts) -> list[Route]:
         return {"flows": await parts.reader.ask(ask), "width": _WIDTH, "height": _HEIGHT}
 
     async def show(request: Request) -> Response:
-        return await parts.pages.page(request, "flows.html", {**await look(), "live": "/flows/live"}, active="flows")
+        return await parts.pages.page(request, "flows.html", {**await look(), "live": "/live/flows"}, active="flows")
 
     async def live(request: Request) -> Response:
         return parts.live.respond(request, {"flows": "_flows.html"}, look)
@@ -66,7 +68,7 @@ def routes(parts: Parts) -> list[Route]:
 
         flow, runs = await parts.reader.ask(ask)
         if flow is None:
-            raise HTTPException(404)
+            raise NotFound("flow", name, "No engine has declared it, and it has no runs.")
         return {"flow": flow, "runs": runs.items, "width": _WIDTH * 2, "height": _HEIGHT}
 
     async def show_one(request: Request) -> Response:
@@ -77,7 +79,7 @@ def routes(parts: Parts) -> list[Route]:
             "fields": [] if declared is None else fields_of(declared.parameters),
             "may_act": parts.actions is not None and declared is not None,
             "nonce": secrets.token_hex(8),
-            "live": request.url.path.rstrip("/") + "/live",
+            "live": f"/live/flows/{quote(name)}",
         }
         return await parts.pages.page(request, "flow.html", {**context, **more}, active="flows")
 
@@ -103,8 +105,8 @@ def routes(parts: Parts) -> list[Route]:
 
     return [
         Route("/flows", show),
-        Route("/flows/live", live),
-        Route("/flows/{name}/live", live_one),
+        Route("/live/flows", live),
+        Route("/live/flows/{name}", live_one),
         Route("/flows/{name}/start", start, methods=["POST"]),
         Route("/flows/{name}", show_one),
     ]

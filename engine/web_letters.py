@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from engine.byte_views import as_hex, as_text, dump, from_form, pretty
+from engine.command_errors import NotFound
 from engine.history import History
 from engine.history_rows import LetterLine, Page
 from engine.history_schema import KEPT_BYTES, LetterRow
@@ -54,21 +55,29 @@ def routes(parts: Parts) -> list[Route]:
         show_all = request.query_params.get("all") == "1"
         return parts.live.respond(request, {"letters": "_letters.html"}, lambda: look(show_all, ""))
 
-    async def show_one(request: Request) -> Response:
+    async def look_at(place: tuple[int, int]) -> Mapping[str, Any]:
         def ask(history: History) -> tuple[LetterLine | None, list[str]]:
-            return history.letter(*where(request)), history.flow_names()
+            return history.letter(*place), history.flow_names()
 
         line, flows = await parts.reader.ask(ask)
         if line is None:
-            raise HTTPException(404)
-        given = {
-            **_contents(line.row, request.query_params.get("as", "")),
-            "line": line,
-            "flows": flows,
-            "headers": _headers(line.row.headers),
-            "may_act": parts.actions is not None,
-        }
-        return await parts.pages.page(request, "letter.html", given, active="dead-letters")
+            raise NotFound(
+                "dead letter", "{}/{}".format(*place), "It may have expired. `engine dead-letters ls --all` lists them."
+            )
+        return {"line": line, "flows": flows, "may_act": parts.actions is not None}
+
+    async def show_one(request: Request) -> Response:
+        place = where(request)
+        context = await look_at(place)
+        row = context["line"].row
+        shown = {**_contents(row, request.query_params.get("as", "")), "headers": _headers(row.headers)}
+        live = "/live/dead-letters/{}/{}".format(*place)
+        return await parts.pages.page(request, "letter.html", {**context, **shown, "live": live}, active="dead-letters")
+
+    async def live_one(request: Request) -> Response:
+        place = where(request)
+        await look_at(place)
+        return parts.live.respond(request, {"letter": "_letter.html"}, lambda: look_at(place))
 
     async def replay(request: Request) -> Response:
         letter_id = "{}/{}".format(*where(request))
@@ -101,6 +110,7 @@ def routes(parts: Parts) -> list[Route]:
         Route("/dead-letters/replay", replay_many, methods=["POST"]),
         Route("/dead-letters/drop", drop_many, methods=["POST"]),
         Route(one, show_one),
+        Route(f"/live{one}", live_one),
         Route(f"{one}/replay", replay, methods=["POST"]),
         Route(f"{one}/drop", drop, methods=["POST"]),
     ]

@@ -44,7 +44,8 @@ class Live:
     ) -> Response:
         """A stream of ``fragments`` (event → template) of what ``look`` finds, whenever the history changes.
 
-        With ``refresh_seconds`` also after so long without a change, for what has other sources.
+        With ``refresh_seconds`` also after so long without a change, for what has other sources; ``refresh_seconds`` in what
+        was found takes its place from then on.
         """
         if self._open >= self._streams or self._is_closing.is_set():
             return PlainTextResponse("too many live pages are open", 503, {"retry-after": "5"})
@@ -80,6 +81,7 @@ class Live:
                 if current != version or is_stale:
                     version, looked_at = current, begin
                     context = await look()
+                    refresh_seconds = context.get("refresh_seconds", refresh_seconds)
                     for event, template in fragments.items():
                         texts[event] = await self._pages.render(request, template, context)
                     texts["trouble"] = ""

@@ -41,6 +41,8 @@ class Pages:
     def __init__(self, app: str, now: Callable[[], float]) -> None:
         """``app`` is the name of the application, ``now`` the clock of what is relative."""
         self._now = now
+        #: What every page says above all else; empty where there is nothing to say.
+        self.notice = ""
         self._environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(FOLDER / "templates"),
             autoescape=True,
@@ -87,6 +89,7 @@ class Pages:
             "csrf": getattr(request.state, "csrf", ""),
             "may_operate": getattr(request.state, "may_operate", True),
             "visitor": getattr(request.state, "visitor", None),
+            "notice": self.notice,
             **context,
         }
         return await run_in_threadpool(self._environment.get_template(template).render, given)

@@ -13,12 +13,14 @@ from engine.command_errors import NotFound
 from engine.history import History
 from engine.history_schema import RunRow
 from engine.run_logs import LEVELS
-from engine.run_views import TABS, Asked, payload, trace_id_of
+from engine.run_views import TABS, TASKS, Asked, payload, trace_id_of
 from engine.states import State
 from engine.task_rows import attempts_of
 from engine.web_parts import Parts
 
 _REMEDY = "It may have expired, belong to another app, or not be in the history yet: `engine runs ls`."
+#: Of what is under way.
+REFRESH_SECONDS = 2.0
 #: Names of tasks that are offered to begin again from.
 _TASKS_OFFERED = 200
 
@@ -35,7 +37,10 @@ def routes(parts: Parts) -> list[Route]:
             view = TABS[tab][1](history, run, asked)
             return {**_facts(parts, run), "repeated_by": history.repeats(run.run_id), "task_names": _offered(tasks), **view}
 
-        return {**await parts.reader.ask(ask), "tab": tab, "tabs": TABS, "asked": asked}
+        found = await parts.reader.ask(ask)
+        # What is under way grows, though nothing changes; that of many tasks is dear to draw.
+        refresh_seconds = None if found["is_ended"] or found["run"].tasks > TASKS else REFRESH_SECONDS
+        return {**found, "tab": tab, "tabs": TABS, "asked": asked, "refresh_seconds": refresh_seconds}
 
     async def show(request: Request) -> Response:
         run_id, tab = request.path_params["run_id"], request.path_params.get("tab", "timeline")

@@ -16,6 +16,8 @@ from engine.states import State
 from engine.web_parts import Parts
 
 PAGE = 50
+#: How long runs have been under way is told anew so often.
+REFRESH_SECONDS = 5.0
 
 
 def routes(parts: Parts) -> list[Route]:
@@ -28,7 +30,15 @@ def routes(parts: Parts) -> list[Route]:
             return find(history, query, now), history.flow_names()
 
         page, flows = await parts.reader.ask(ask)
-        return {"page": page, "flows": flows, "query": query, "states": list(State), "may_act": parts.actions is not None}
+        is_open = any(run.ended_at is None for run in page.items)
+        return {
+            "refresh_seconds": REFRESH_SECONDS if is_open else None,
+            "page": page,
+            "flows": flows,
+            "query": query,
+            "states": list(State),
+            "may_act": parts.actions is not None,
+        }
 
     async def show(request: Request) -> Response:
         query = query_of(request.query_params.multi_items())

@@ -26,11 +26,15 @@ class Beside:
         self.is_elsewhere = False
         self._projector = Projector(settings, broker, HistoryStore(settings.history_path, settings.app))
 
+        self._stopping = asyncio.Event()
+
     async def run(self) -> None:
         await self._projector.run()
+        await self._stopping.wait()
 
     def stop(self) -> None:
         self._projector.stop()
+        self._stopping.set()
 
 
 async def a_log(*topics: str) -> MemoryBroker:
@@ -44,7 +48,7 @@ async def a_log(*topics: str) -> MemoryBroker:
 @contextlib.asynccontextmanager
 async def serving(folder: Path, broker: MemoryBroker, **more: Any) -> AsyncIterator[Dashboard]:
     """A dashboard that listens. Its Dask does not answer."""
-    given = {"app": APP, "http": "127.0.0.1:0", "history": str(folder / "history.db"), "dask": "tcp://127.0.0.1:1"}
+    given = {"app": APP, "http": "127.0.0.1:0", "history": str(folder / "history.db"), "dask": "inproc://127.0.0.1/1/1"}
     settings = Settings(**(given | more))
     dashboard = Dashboard(settings, broker, Beside(settings, broker))
     listening = asyncio.Event()

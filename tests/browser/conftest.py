@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog,
 
 from engine.settings import Settings
 from engine.web_app import build
+from tests.browser.desk import Desk
 from tests.browser.sample import Story, Writer
 from tests.browser.serving import Noted, Served, Shown, a_vital, guarded
 
@@ -68,12 +69,21 @@ def chromium() -> Iterator[Browser]:
     yield browser
     _thread.submit(browser.close).result()
     _thread.submit(playwright.stop).result()
+    _thread.shutdown()
 
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """The sample's dashboard, shared by all tests; they add to it and take nothing away."""
     made = Shop(tmp_path_factory.mktemp("shop"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """A whole dashboard on the log in memory, whose topics show what was done; shared as the shop is."""
+    made = Desk(tmp_path_factory.mktemp("desk"))
     yield made
     made.close()
 
@@ -106,7 +116,7 @@ def context(chromium: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def page(context: BrowserContext, shop: Shop) -> Iterator[Page]:
+def page(context: BrowserContext) -> Iterator[Page]:
     """A page whose test fails when anything is wrong on its console."""
     made = _thread.submit(context.new_page).result()
     listener = _thread.submit(Listener, made).result()

@@ -14,6 +14,7 @@ import msgspec
 from engine import flow, on, task
 from engine.broker import Record
 from engine.dashboard import Dashboard
+from engine.dead_letters import Details, write_letter
 from engine.declarations import declare, write_declaration
 from engine.events import Position
 from engine.memory import MemoryBroker
@@ -87,7 +88,7 @@ class Desk:
     async def _serve(self) -> None:
         self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
         self.broker = await a_log("orders", "payments", "clicks")
-        fill(self.broker)
+        await fill(self.broker)
         async with serving(self._folder, self.broker, **self._settings) as dashboard:
             self._dashboard: Dashboard = dashboard
             self.url = f"http://{dashboard.address}"
@@ -122,7 +123,7 @@ class Desk:
         assert not self._thread.is_alive()
 
 
-def fill(broker: MemoryBroker) -> None:
+async def fill(broker: MemoryBroker) -> None:
     """Flows, events with runs and without, dead letters of all kinds."""
     now = time.time()
     topics = Topics(3, gaps=False)
@@ -130,17 +131,17 @@ def fill(broker: MemoryBroker) -> None:
     for declared in (fulfil, settle):
         value, headers = write_declaration(APP, declare(declared, utc(now - 3_600)))
         topics.append(STATES, 0, value, headers, declared.name.encode())
-    topics.ownership()
+    epoch = topics.ownership()
     for number in range(46):
         topics._clock = now - 2_800 + number * 60
         name = "fulfil" if number % 3 else "settle"
         event = Origin("/shop", f"event-{number}", "order.created", "orders", 0, number, utc(topics._clock))
         run_id = run_id_of(APP, name, event.source, event.id)
-        a_run(topics, run_id, fails=number % 11 == 5, flow=name, event=event, epoch=1, key=f"customer-{number % 5}")
-        topics._clock = now - 2_800 + number * 60
+        a_run(topics, run_id, fails=number % 11 == 5, flow=name, event=event, epoch=epoch, key=f"customer-{number % 5}")
         event_record(broker, "orders", event.id, "order.created", {"id": f"o-{number}", "customer": f"customer-{number % 5}"})
     event_record(broker, "orders", "odd", "order.archived", {"id": "o-99"})
-    event_record(broker, "orders", HOSTILE, HOSTILE, {"id": HOSTILE})
+    event_record(broker, "orders", "event-47", "order.created", {"id": "o-47", "customer": "c-7", "lines": "many"})
+    event_record(broker, "payments", HOSTILE, HOSTILE, {"id": HOSTILE})
     topics._clock = now - 600
     letter(
         topics,
@@ -154,11 +155,15 @@ def fill(broker: MemoryBroker) -> None:
     letter(topics, 50, b'{"id": "o-50"}', "key-failed", "AttributeError: 'NoneType' object has no attribute 'customer'")
     for record in topics.records:
         broker.log((record.topic, record.partition)).append(record)
+    # As an engine does that has taken in all of it.
+    intake = broker.source(["orders"], group=f"{APP}.intake")
+    await intake.start()
+    await intake.poll(timeout_seconds=1.0, max_records=1)
+    await intake.commit({("orders", 0): len(broker.log(("orders", 0)))})
+    await intake.close()
 
 
 def letter(topics: Topics, offset: int, value: bytes, reason: str, error: str) -> None:
-    from engine.dead_letters import Details, write_letter
-
     details = Details(reason=reason, error=error, origin=Position("orders", 0, offset), at=topics.now().isoformat(), flow=None)
     headers = (("ce_id", f"event-{offset}".encode()), ("ce_source", b"/shop"), ("ce_type", b"order.created"))
     made = write_letter(LETTERS, details, b"customer-7", value, headers, 1_000_000)

@@ -128,7 +128,8 @@ def raw(value: Any) -> msgspec.Raw:
 class Story:
     """The sample, told up to ``now``; the ids of the runs that tests look for."""
 
-    def __init__(self, writer: Writer, now: float) -> None:
+    def __init__(self, writer: Writer, now: float, hostile_seconds: float = 3_300.0) -> None:
+        """The run of hostile text is as old as that: in a picture it would be odd."""
         self.writer, self.now = writer, now
         self._number = 0
         self._hour()
@@ -136,7 +137,7 @@ class Story:
         self.failed = self._failed(now - 95)
         self.folders = self._folders(now - 48)
         self.running = self._running(now - 9)
-        self.hostile = self._hostile(now - 130)
+        self.hostile = self._hostile(now - hostile_seconds)
         self.waiting = self.new("ship", now - 3, parameters=raw({"order": "o-10491"}), key="c-19").run_id
         topics = writer.topics
         for number in range(3):

@@ -121,8 +121,7 @@ def a_vital(now: float) -> Vital:
     )
     dask = DaskVital("tcp://10.0.0.5:8786", now - 90_000, 12, workers, 3, 5, 6)
     engines = (EngineVital("127.0.0.1:40411", True, {"kafka": "ok", "dask": "ok"}),)
-    ends = {("app.states", n): 9_000 + 40 * n for n in range(8)}
-    return Vital(now, tuple(lags), ends, "", dask, "", engines)
+    return Vital(now, tuple(lags), {}, "", dask, "", engines)
 
 
 def guarded(app: Starlette) -> Starlette:

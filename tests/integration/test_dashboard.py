@@ -19,7 +19,14 @@ from tests.waiting import eventually
 
 
 def projector_of(parent: psutil.Process) -> list[psutil.Process]:
-    return [child for child in parent.children(recursive=True) if "history" in child.cmdline()]
+    return [child for child in parent.children(recursive=True) if is_projector(child)]
+
+
+def is_projector(process: psutil.Process) -> bool:
+    try:
+        return "history" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False  # on its way out
 
 
 async def test_one_of_two_writes_and_the_other_takes_over(

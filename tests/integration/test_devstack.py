@@ -18,7 +18,7 @@ import pytest
 from distributed import Client
 
 from engine.command_errors import StackError
-from engine.dask_processes import get
+from engine.dask_processes import answers, get
 from engine.devstack import DevStack
 from engine.stack_options import StackOptions
 from tests.waiting import eventually
@@ -229,6 +229,23 @@ async def test_a_taken_http_port_is_found_out_before_anything_starts(options: St
         with pytest.raises(StackError, match="cannot listen"):
             async with DevStack(taken):
                 pass
+
+
+async def test_a_dashboard_answers_in_place_of_the_engine_and_knows_it(options: StackOptions) -> None:
+    """Killed, it comes back at the same address."""
+    beside = msgspec.structs.replace(options, dask="tcp://127.0.0.1:9", companions={"dashboard": options.engine or ()})
+    async with DevStack(beside) as stack:
+        told = await answer(stack)
+        assert stack.http == f"http://{told['ENGINE_HTTP']}"
+        host, _, port = str(told["ENGINE_ENGINES"]).rpartition(":")
+        assert host == "127.0.0.1"
+        status, body = await get(host, int(port), "/")
+        engine = json.loads(body)
+        assert (status, engine["ENGINE_HTTP"]) == (200, told["ENGINE_ENGINES"])
+        before = stack.pids["dashboard"]
+        os.kill(before, signal.SIGKILL)
+        await eventually(lambda: stack.pids.get("dashboard") not in (None, before))
+        await stack._children.get("dashboard").until(lambda: answers(told["ENGINE_HTTP"], "/"), 30.0)
 
 
 async def test_one_folder_has_one_stack(options: StackOptions) -> None:

@@ -25,7 +25,7 @@ def test_what_is_older_than_an_hour_is_not_there() -> None:
     assert last_hour([(MINUTE - 3_600, "COMPLETED", 6)], NOW).is_empty
 
 
-@pytest.mark.parametrize(("value", "edge"), [(0, 1), (1, 1), (3, 4), (6, 10), (11, 20), (45, 50), (999, 1_000)])
+@pytest.mark.parametrize(("value", "edge"), [(0, 1), (1, 1), (3, 3), (6, 6), (9, 10), (11, 12), (45, 50), (999, 1_000)])
 def test_the_edge_is_a_good_number(value: float, edge: int) -> None:
     assert nice(value) == edge
 

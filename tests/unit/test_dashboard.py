@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import engine.dashboard as dashboard_module
 from engine.cli_dashboard import default_history
 from engine.dashboard import Dashboard
 from engine.errors import SettingsError
@@ -18,13 +19,17 @@ from engine.history_store import HistoryStore, is_in_use
 from engine.memory import MemoryBroker
 from engine.settings import Secret, Settings
 from engine.web_origins import SECURITY_HEADERS
+from tests.browser.desk import fill
 from tests.dashboard_under_test import Beside, a_log, serving
 from tests.history_records import Topics, a_run
 from tests.unit.test_web_roles import OPERATE, READ
 from tests.waiting import PATIENCE_SECONDS
 
 #: Everything of the navigation, and what is beside it.
-PATHS = ["/", "/runs", "/flows", "/events", "/dead-letters", "/cluster", "/about", "/login", "/healthz", "/readyz", "/nothing"]
+PATHS = [
+    *("/", "/runs", "/flows", "/events", "/dead-letters", "/cluster", "/about"),
+    *("/login", "/healthz", "/readyz", "/metrics", "/nothing"),
+]
 
 
 def client(dashboard: Dashboard, **more: object) -> httpx.AsyncClient:
@@ -122,6 +127,94 @@ async def test_a_database_that_is_gone_is_said_and_the_page_goes_on(tmp_path: Pa
         assert "No such file" in unready.json()["parts"]["history"]
     dashboard.stop()
     await running
+
+
+#: Pages and what they say of the sample.
+SAID = {
+    "/flows": "fulfil(order: Order)",
+    "/flows/fulfil": "order.customer",
+    "/events": "order.created",
+    "/events?topic=orders": "no trigger takes type order.archived",
+    "/events?topic=payments": "onerror",
+    "/dead-letters": "invalid-parameters",
+    "/dead-letters/0/0": "c-7",
+    "/dead-letters/0/1": "0001 feff",
+    "/dead-letters/0/2": "malformed-event",
+    "/dead-letters/0/2?as=hex": "malformed-event",
+    "/cluster": "app.intake",
+    "/about": "app.states",
+}
+
+
+async def test_pages_say_what_is_there_and_take_nothing_of_it_for_markup(filled: httpx.AsyncClient) -> None:
+    for path, wanted in SAID.items():
+        text = await text_of(filled, path, wanted)
+        for markup in ("<img", "<script>", "\u202e", "\x1b"):
+            assert markup not in text, path
+        assert "{{" not in text.replace("{{7*7}}", ""), path
+
+
+async def test_what_is_not_there_is_not_found(filled: httpx.AsyncClient) -> None:
+    await text_of(filled, "/flows", "fulfil")
+    for path in ("/flows/none", "/dead-letters/0/99", "/dead-letters/x/y", "/flows/none/x"):
+        assert (await filled.get(path)).status_code == 404, path
+
+
+async def test_what_cannot_be_done_is_said_and_nothing_written(filled: httpx.AsyncClient, filled_log: MemoryBroker) -> None:
+    await text_of(filled, "/dead-letters", "invalid-parameters")
+    before = {place: len(filled_log.log(place)) for place in (("app.states", 0), ("app.dead-letters", 0), ("orders", 0))}
+    for path, form, status in (
+        ("/flows/none/start", {"a": "b"}, 404),
+        ("/flows/fulfil/start", {"p:order/lines": "["}, 400),
+        ("/flows/fulfil/start", {"p:order/id": "1"}, 400),
+        ("/send-event", {"topic": "", "data": "{}"}, 400),
+        ("/send-event", {"topic": "app.states", "data": "{}"}, 400),
+        ("/send-event", {"topic": "nowhere", "data": "{}"}, 404),
+        ("/dead-letters/0/99/drop", {"a": "b"}, 404),
+        ("/dead-letters/0/1/replay", {"as": "hex", "value": "xyz"}, 400),
+        ("/dead-letters/drop", {"id": "x"}, 400),
+        ("/dead-letters/replay", {"a": "b"}, 400),
+    ):
+        answer = await filled.post(path, data=form)
+        assert answer.status_code == status, (path, answer.text)
+    assert {place: len(filled_log.log(place)) for place in before} == before
+
+
+async def test_a_form_sent_twice_makes_one_run(filled: httpx.AsyncClient) -> None:
+    await text_of(filled, "/flows/settle", "payment_id")
+    form = {"p:payment_id": "p-1", "p:amount": "2", "nonce": "n"}
+    places = [(await filled.post("/flows/settle/start", data=form)).headers["hx-redirect"] for _ in range(2)]
+    assert places[0] == places[1]
+    other = await filled.post("/flows/settle/start", data=form | {"nonce": "m"})
+    assert other.headers["hx-redirect"] != places[0]
+
+
+async def test_pages_say_that_the_history_is_behind_and_go_on(
+    tmp_path: Path, filled_log: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard_module, "_WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(dashboard_module, "CAUGHT_UP_RECORDS", 0)
+    async with serving(tmp_path, filled_log) as dashboard, client(dashboard) as http:
+        await ready(http)
+        assert "What you see may be old" not in (await http.get("/about")).text
+        dashboard._projecting._projector.stop()  # type: ignore[attr-defined]
+        dashboard._projecting.trouble = "the projector ended with code 1"
+        await text_of(http, "/about", "What you see may be old. The history: the projector ended with code 1")
+        assert (await http.get("/readyz")).status_code == 503
+
+
+@pytest.fixture
+async def filled_log() -> MemoryBroker:
+    """With flows, runs, events and dead letters, hostile ones among them."""
+    broker = await a_log("orders", "payments", "clicks")
+    await fill(broker)
+    return broker
+
+
+@pytest.fixture
+async def filled(tmp_path: Path, filled_log: MemoryBroker) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(tmp_path, filled_log) as dashboard, client(dashboard) as http:
+        yield http
 
 
 @pytest.fixture

@@ -137,6 +137,14 @@ const sources = new Set();
 let isOpen = false;
 let hasMissed = false;
 function isAtWork() { return selected().length > 0; }
+// What somebody is marking with the mouse stays until it is let go.
+function isReading(target) {
+  const marked = document.getSelection();
+  return marked !== null && !marked.isCollapsed && target.contains(marked.anchorNode);
+}
+document.addEventListener("selectionchange", () => {
+  if (hasMissed && !isAtWork() && document.getSelection().isCollapsed) catchUp();
+});
 function showLive() {
   const text = isAtWork() ? "paused" : isOpen ? "on" : sources.size ? "lost" : "off";
   const words = { on: "Live", paused: "Paused while you select", lost: "Reconnecting", off: "Not live" };
@@ -171,16 +179,23 @@ document.addEventListener("htmx:sseError", (event) => {
   showLive();
 });
 const opened = new Set();
+const scrolled = new Map();
 document.addEventListener("htmx:sseBeforeMessage", (event) => {
   const target = event.target;
-  if (isAtWork() && target.closest("[data-bulk]")) { hasMissed = true; event.preventDefault(); return; }
+  if ((isAtWork() && target.closest("[data-bulk]")) || isReading(target)) { hasMissed = true; event.preventDefault(); return; }
   opened.clear();
+  scrolled.clear();
+  for (const box of $$(".scroll[id]", target)) scrolled.set(box.id, [box.scrollLeft, box.scrollTop]);
   for (const details of $$("details[id]", target)) opened.add(`${details.id} ${details.open}`);
 });
 document.addEventListener("htmx:sseMessage", (event) => {
   for (const details of $$("details[id]", event.target)) {
     if (opened.has(`${details.id} true`)) details.open = true;
     else if (opened.has(`${details.id} false`)) details.open = false;
+  }
+  for (const [id, [left, top]] of scrolled) {
+    const box = document.getElementById(id);
+    if (box) box.scrollTo({ left, top, behavior: "instant" });
   }
   if ($("[data-reload]")) window.location.replace(window.location.pathname);
   refreshTimes();
