@@ -66,7 +66,8 @@ class Dashboard:
         self._vitals = Vitals(settings, broker)
         self._metrics = DashboardMetrics(self._vitals, self._offsets, settings.engines)
         histories = functools.partial(History.open, settings.history_path)
-        self._actions = Actions(settings, broker, self._sink, Tracer.from_environment(f"engine-{settings.app}"), histories)
+        self._tracer = Tracer.from_environment(f"engine-{settings.app}")
+        self._actions = Actions(settings, broker, self._sink, self._tracer, histories)
         mounted = Mount(api.ROOT, routes=api.routes(self._actions, histories))
         app = web_app.build(
             settings, actions=self._actions, vitals=self._vitals, broker=broker, more_routes=[*self._routes(), mounted]
@@ -122,6 +123,7 @@ class Dashboard:
             await self._vitals.close()
             await self._sink.close()
             await self._broker.close()
+            await asyncio.to_thread(self._tracer.close)
             logger.info("dashboard stopped", app=self._settings.app)
 
     async def _watch(self) -> None:

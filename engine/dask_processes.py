@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from engine.processes import ChildProcess, Children
-from engine.settings import HTTP_SECRETS
+from engine.settings import NOT_FOR_WORKERS
 
 SCHEDULER = "scheduler"
 WORKER_PREFIX = "worker-"
@@ -71,7 +71,7 @@ class DaskProcesses:
         self.worker_names = [f"{WORKER_PREFIX}{number}" for number in range(workers)]
         self._children = children
         self._directory = directory
-        self._environment = {name: text for name, text in environment.items() if name not in HTTP_SECRETS}
+        self._environment = {name: text for name, text in environment.items() if name not in NOT_FOR_WORKERS}
         self._threads = threads_per_worker
         self._memory_limit = worker_memory_limit
         self._scheduler_arguments = scheduler_arguments

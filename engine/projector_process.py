@@ -16,7 +16,7 @@ import msgspec
 from engine.history_store import is_in_use
 from engine.logs import logger
 from engine.processes import leashed
-from engine.settings import HTTP_SECRETS, Settings
+from engine.settings import NOT_FOR_WORKERS, Settings
 
 _STARTING = "the projector is starting"
 #: How often it is looked whether another writer has gone.
@@ -47,7 +47,7 @@ class ProjectorProcess:
         self._is_fresh = fresh
         self._settings = settings
         # It is to see Kafka and the disk; who may look at pages is none of its business.
-        self._environment = {name: text for name, text in environment.items() if name not in HTTP_SECRETS}
+        self._environment = {name: text for name, text in environment.items() if name not in NOT_FOR_WORKERS}
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self._last_line = b""

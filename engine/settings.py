@@ -20,8 +20,8 @@ ENVIRONMENT_PREFIX = "ENGINE_"
 FILE_NAME = "engine.toml"
 #: Settings that a variable gives with commas between.
 _LISTS = frozenset({"handlers", "engines", "http_proxies"})
-#: Variables that processes have no use for which serve no HTTP, above all workers, where users' code runs.
-HTTP_SECRETS = frozenset({"ENGINE_HTTP_TOKEN", "ENGINE_HTTP_READ_TOKEN"})
+#: Variables that processes have no use for which serve no HTTP and notify nobody, above all workers, where users' code runs.
+NOT_FOR_WORKERS = frozenset({"ENGINE_HTTP_TOKEN", "ENGINE_HTTP_READ_TOKEN", "ENGINE_RULES"})
 #: Protocols of result stores in whose URLs an @ is part of the address, not of a secret.
 _STORES_WITH_USERS = frozenset({"abfs", "abfss", "az", "sftp", "ssh", "smb", "hdfs", "webhdfs"})
 
