@@ -50,7 +50,7 @@ async def test_one_of_two_writes_and_the_other_takes_over(
     first.stop()
     await first_running
     await eventually(lambda: not second.is_elsewhere and not second.trouble)
-    assert is_in_use(path)
+    await eventually(lambda: is_in_use(path))
     second.stop()
     await second_running
     assert not is_in_use(path)
