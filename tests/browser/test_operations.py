@@ -156,7 +156,8 @@ def test_letters_are_dropped_together(page: Page, desk: Desk) -> None:
     expect(page.get_by_label("Select letter 0/3")).to_have_count(0)
 
 
-def test_with_a_token_one_logs_in_acts_and_logs_out(page: Page, guarded_desk: Desk) -> None:
+def test_with_a_token_one_logs_in_acts_and_logs_out(guarded_desk: Desk, page: Page) -> None:
+    """The page is closed before its server is, whose end it would hear of."""
     desk = guarded_desk
     page.goto(f"{desk.url}/login?next=/flows/settle")
     check_access(page, "login")
@@ -169,7 +170,6 @@ def test_with_a_token_one_logs_in_acts_and_logs_out(page: Page, guarded_desk: De
     page.get_by_role("button", name="Run settle").click()
     page.wait_for_url(re.compile("/runs/[0-9a-f]+"))
     desk.wait_for(STATES, lambda record: b'"p-2"' in (record.value or b""))
-    # A page that is left while it connects complains.
     expect(page.locator("h1")).to_have_text("settle")
     expect(page.locator("[data-live]").first).to_have_attribute("data-live", "on")
     page.get_by_role("button", name="Log out").click()

@@ -13,6 +13,19 @@ function say(text) {
   saidTimer = setTimeout(() => { place.textContent = ""; }, 2500);
 }
 
+// --- Live updates: a connection that breaks because one leaves the page is no error.
+let leaving = 0;
+const streams = new Set();
+addEventListener("beforeunload", () => { leaving = Date.now(); });
+addEventListener("pagehide", () => { for (const stream of streams) stream.close(); streams.clear(); });
+htmx.createEventSource = (address) => {
+  const stream = new EventSource(address);
+  streams.add(stream);
+  // First of its listeners. A page that was not left after all hears of its errors again, and a broken stream comes back by itself.
+  stream.addEventListener("error", (event) => { if (Date.now() - leaving < 5000) event.stopImmediatePropagation(); });
+  return stream;
+};
+
 // --- Theme: system, light, dark.
 const THEMES = { system: "System theme", light: "Light theme", dark: "Dark theme" };
 function currentTheme() { return document.documentElement.dataset.theme || "system"; }
