@@ -111,8 +111,6 @@ class DevStack:
         finally:
             interrupted.cancel()
         self._spawn(self._supervise(), "stack-supervisor")
-        for folder, name in self._options.watched():
-            self._spawn(self._watch_files(folder, name), f"stack-watch-{folder.name}")
         return self
 
     async def __aexit__(
@@ -145,6 +143,9 @@ class DevStack:
 
     async def _start(self) -> None:
         self._lock.take()
+        # First of all: what is edited while the others start, or right after, is in force, too.
+        for folder, name in self._options.watched():
+            self._spawn(self._watch_files(folder, name), f"stack-watch-{folder.name}")
         shutil.rmtree(self.directory / "logs", ignore_errors=True)
         if self._options.engine and self._http:
             self._http = self._engine_http = free_address(self._options.http)

@@ -358,7 +358,8 @@ async def test_a_long_run_is_seen_while_it_goes_on_and_is_whole_after_its_engine
     (tmp_path / "go").touch()
     changes = await changes_of(traced, run_id)
     assert len({change.epoch for change in changes[1:]}) == 2, "two owners"
-    # What the first engine had not sent yet has died with it; nothing else is missing, and nothing is there twice.
+    # What the first engine had not sent yet has died with it; nothing else is missing. Nothing is there twice, but that the
+    # event may have been taken in twice: killed before it had committed its offset, the engine leaves it to the next one.
     died = {span_id(change.traceparent) for change in told}
     wanted = expected("holds", "keep", changes) + Counter(["place order"])
     spans: list[Span] = []
@@ -366,13 +367,14 @@ async def test_a_long_run_is_seen_while_it_goes_on_and_is_whole_after_its_engine
     async def is_whole() -> bool:
         spans[:] = await spans_of(traced, traceparent[3:35])
         missing = wanted - Counter(span.name for span in spans)
-        return set(missing) <= {f"send {STATES}"} and missing.total() <= len(died - {span.span_id for span in spans})
+        ids = {span.span_id for span in spans}
+        orphans = {span.parent_id for span in spans} - ids - died - {""}
+        return not orphans and set(missing) <= {f"send {STATES}"} and missing.total() <= len(died - ids)
 
     await eventually_said(is_whole)
-    assert Counter(span.name for span in spans) <= wanted
+    assert Counter(span.name for span in spans) <= wanted + Counter(["process holds", f"send {STATES}"])
     ids = {span.span_id for span in spans}
     assert len(ids) == len(spans)
-    assert {span.parent_id for span in spans} - ids - died == {""}
     root, attempt = one(spans, "run keep"), one(spans, "task hold")
     assert attempt.parent_id == root.span_id, "the one who ended it has made the span that the first one's are under"
     assert root.start <= attempt.start <= attempt.end <= root.end + 1e9
