@@ -23,8 +23,10 @@ async def open_client(address: str, **options: Any) -> Client:
 
 async def close_client(client: Client) -> None:
     """Disconnect, whatever state the client is in. Never raises but when cancelled."""
-    with contextlib.suppress(OSError, TimeoutError):  # the other side is away, or busy: it will see that we have gone
-        await client.close(timeout=CLOSE_SECONDS)
-    # One that was reconnecting meanwhile, or was not done in time, would close itself when Python collects it, on a loop
-    # that is no more.
-    client.status = "closed"
+    try:
+        with contextlib.suppress(OSError, TimeoutError):  # the other side is away, or busy: it will see that we have gone
+            await client.close(timeout=CLOSE_SECONDS)
+    finally:
+        # One that was reconnecting meanwhile, or was not done in time, would close itself when Python collects it, on a
+        # loop that is no more.
+        client.status = "closed"

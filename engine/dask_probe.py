@@ -31,7 +31,7 @@ class DaskProbe:
             identity = await self._rpc.identity()
             counts = await self._rpc.engine_tasks()
             return _vital(self._address, identity, counts if isinstance(counts, dict) else {})
-        except BaseException as error:
+        except BaseException as error:  # no event hangs on it: a page or a scrape says that Dask did not answer
             # An answer that still comes belongs to nobody: the next question has a connection of its own.
             await self.close()
             if isinstance(error, Exception):

@@ -67,7 +67,7 @@ class HistoryReader:
         except (HistoryUnavailable, HistoryUnreadable):
             history.close()  # The next question opens another; the asker hears of this one.
             raise
-        except BaseException:
+        except BaseException:  # the question was wrong, not the database: the asker hears of it, no event is touched
             self._keep(file, history)
             raise
         self._keep(file, history)

@@ -32,7 +32,7 @@ class KafkaOffsets:
         try:
             await self._connect()
             return await self._read(groups, topics)
-        except BaseException as error:
+        except BaseException as error:  # no event hangs on it: offsets are only looked at
             # What was asked may still be answered, to nobody: the next question has connections of its own.
             self._leave()
             if isinstance(error, UNREACHABLE):

@@ -11,8 +11,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, Page, expect
 
+from engine.cancellations import Cancellation, is_cancellation, read_cancellation
 from engine.dead_letters import Mark, Marked, read_letter, read_replay
 from engine.settings import Secret
+from engine.states import type_of
 from tests.browser.conftest import NARROW, WIDE
 from tests.browser.desk import Desk, event_record
 
@@ -82,6 +84,31 @@ def test_a_flow_is_run_with_the_form_of_its_parameters(page: Page, desk: Desk) -
         "lines": [{"sku": "tea", "quantity": 2}],
     }
     assert change["run_id"] in page.url
+
+
+def test_runs_are_retried_rerun_and_cancelled_on_the_state_topic(page: Page, desk: Desk) -> None:
+    page.goto(f"{desk.url}/runs?flow=fulfil&state=FAILED")
+    page.locator("tbody a").first.click()
+    page.wait_for_url(re.compile("/runs/[0-9a-f]{32}"))
+    failed = page.url.rpartition("/")[2][:32].encode()
+    page.get_by_role("button", name="Retry").click()
+    page.wait_for_url(lambda address: failed.decode() not in address)
+    retry = desk.wait_for(STATES, lambda record: b'"repeats":"' + failed in (record.value or b""))
+    again = msgspec.json.decode(retry.value or b"")["run_id"]
+    assert again in page.url
+    page.get_by_role("button", name="Cancel").first.click()
+    page.get_by_label("Reason").fill("nobody wants it")
+    page.get_by_role("button", name="Cancel the run").click()
+    asked = desk.wait_for(STATES, lambda record: is_cancellation(type_of(record.headers)))
+    assert read_cancellation(asked.value) == Cancellation(again, read_cancellation(asked.value).at, "nobody wants it")
+
+    page.goto(f"{desk.url}/runs?flow=fulfil&state=COMPLETED")
+    page.locator("tbody input[type=checkbox]").first.check()
+    before = len(desk.records(STATES))
+    page.get_by_role("button", name="Rerun").click()
+    expect(page.locator("#said")).to_contain_text("rerun")
+    [rerun] = desk.records(STATES)[before:]
+    assert b'"repeats":"' in (rerun.value or b"")
 
 
 def test_what_is_wrong_with_a_form_is_said(context: BrowserContext, desk: Desk) -> None:

@@ -27,7 +27,7 @@ from engine.settings import Settings
 from engine.states import State
 from tests.app_under_test import AppUnderTest, Run, fresh_settings
 from tests.unit import flows_actions as flows
-from tests.waiting import eventually
+from tests.waiting import eventually, eventually_said
 
 S = State
 
@@ -214,8 +214,7 @@ async def test_of_each_event_it_is_told_what_became_of_it(tmp_path: Path) -> Non
             taken = standing.committed.get(group, {})
             return sum(taken.get((topic, n), 0) for n in range(2)) == 4
 
-        while not await is_taken_in():  # noqa: ASYNC110  # a log has no event for it
-            await asyncio.sleep(0.01)
+        await eventually_said(is_taken_in)
         standing = await lister.standing()
         records = await lister.latest(standing, 10)
         declared = await made.actions.declarations()

@@ -23,7 +23,7 @@ from tests.browser.desk import fill
 from tests.dashboard_under_test import Beside, a_log, serving
 from tests.history_records import Topics, a_run
 from tests.unit.test_web_roles import OPERATE, READ
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import eventually_said
 
 #: Everything of the navigation, and what is beside it.
 PATHS = [
@@ -42,17 +42,27 @@ async def broker() -> MemoryBroker:
 
 
 async def ready(http: httpx.AsyncClient) -> httpx.Response:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while (answer := await http.get("/readyz")).status_code != 200:  # noqa: ASYNC110  # asked over HTTP, as others do
-            await asyncio.sleep(0.01)
+    answer = httpx.Response(503)
+
+    async def is_ready() -> bool:
+        nonlocal answer
+        answer = await http.get("/readyz")
+        return answer.status_code == 200
+
+    await eventually_said(is_ready)
     return answer
 
 
 async def text_of(http: httpx.AsyncClient, path: str, wanted: str) -> str:
     """A page, when it says what is wanted: the projector may be a moment behind."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while wanted not in (text := (await http.get(path)).text):  # noqa: ASYNC110  # asked over HTTP, as others do
-            await asyncio.sleep(0.01)
+    text = ""
+
+    async def is_said() -> bool:
+        nonlocal text
+        text = (await http.get(path)).text
+        return wanted in text
+
+    await eventually_said(is_said)
     return text
 
 
