@@ -49,10 +49,12 @@ class Intake:
         self._tracer = tracer
         self._on_scheduled = on_scheduled
         self._counts = counts or Counts()
-        self._source = broker.source([*triggers.topics, settings.replays_topic], group=settings.intake_group)
+        topics = [*triggers.topics, settings.replays_topic]
+        self._source = broker.source(topics, group=settings.intake_group, on_revoked=self._revoked)
         #: Topics that are read no further.
         self.stops = Stops(broker, settings.dead_letters_topic, settings.dead_letter_limit)
         self._done: dict[Partition, int] = {}
+        self._revocations = 0
         self._committed_at = 0.0
         self._is_closing = False
         #: Empty while records flow; otherwise what they wait for.
@@ -85,6 +87,7 @@ class Intake:
         self._is_closing = True
 
     async def _take(self, records: list[Record]) -> None:
+        revocations = self._revocations
         taken: list[Taken] = []
         left: dict[Partition, int] = {}
         for record in records:
@@ -97,9 +100,10 @@ class Intake:
         for partition, offset in left.items():
             self._source.seek(partition, offset)
         positions = await self._write([outgoing for one in taken for outgoing in one.outgoing], taken)
-        # Only now: an offset committed earlier would lose the event if we died in between.
         for one in taken:
-            self._done[one.record.topic, one.record.partition] = one.record.offset + 1
+            # Only now: an offset committed earlier would lose the event if we died in between.
+            if revocations == self._revocations:
+                self._done[one.record.topic, one.record.partition] = one.record.offset + 1
             self._counts.took(one.record.topic, [change.flow for _, change in one.scheduled], one.reasons)
         self._hand_over(taken, positions)
         if self._tracer.is_on:
@@ -160,14 +164,18 @@ class Intake:
             return
         self._committed_at = now
         try:
+            # Refused, the group is rebalancing: the records come again, to us or another, and make the same run ids.
             if await self._source.commit(self._done):
                 self._done.clear()
-            else:
-                # The group is rebalancing: the records come again, to us or another, and make the same run ids.
-                self._done = {part: offset for part, offset in self._done.items() if part in self._source.assignment}
         except KafkaUnavailable as error:
             # The offsets stay in hand for the next try.
             logger.warning("cannot commit the events taken in", error=str(error))
+
+    async def _revoked(self, partitions: Sequence[Partition]) -> None:
+        # They may come back to us after another member went further: what was taken in before is not to be committed then,
+        # for it would take the group back.
+        self._revocations += 1
+        self._done.clear()
 
     def _trace(self, taken: list[Taken], ended_at: float) -> None:
         group, topic = self._settings.intake_group, self._settings.states_topic

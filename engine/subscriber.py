@@ -114,9 +114,12 @@ class Subscription:
         self._flows = frozenset(flows)
         self._run_id = run_id
         self._states = frozenset(states)
-        self._source: Source = broker.source([topic], group=group, from_latest=not from_beginning, on_assigned=self._assigned)
+        self._source: Source = broker.source(
+            [topic], group=group, from_latest=not from_beginning, on_assigned=self._assigned, on_revoked=self._revoked
+        )
         self._known = Changes()
         self._done: dict[Partition, int] = {}
+        self._revocations = 0
         self._uncommitted = 0
         self._is_started = False
         self._changes: AsyncIterator[StateChange] | None = None
@@ -166,15 +169,18 @@ class Subscription:
         await self.start()
         while True:
             self._notice_caught_up()
-            for record in await self._source.poll(timeout_seconds=_POLL_SECONDS, max_records=_POLL_RECORDS):
+            records = await self._source.poll(timeout_seconds=_POLL_SECONDS, max_records=_POLL_RECORDS)
+            revocations = self._revocations
+            for record in records:
                 change = self._read(record)
                 if change is not None:
                     if self._tracer is not None:
                         self._delivered = (change, record.position, time.time())
                     yield change
                 # After the yield: a change counts as delivered when the next one is asked for.
-                self._done[record.topic, record.partition] = record.offset + 1
-                self._uncommitted += 1
+                if revocations == self._revocations:
+                    self._done[record.topic, record.partition] = record.offset + 1
+                    self._uncommitted += 1
             if self._uncommitted >= _COMMIT_EVERY_RECORDS:
                 await self._commit()
 
@@ -210,6 +216,12 @@ class Subscription:
     async def _assigned(self, partitions: object) -> dict[Partition, int]:
         self._known.clear()
         return {}
+
+    async def _revoked(self, partitions: object) -> None:
+        # What comes back has perhaps been read further by another member: it is not taken back to where we were.
+        self._revocations += 1
+        self._done.clear()
+        self._uncommitted = 0
 
     async def _commit(self) -> None:
         if self._group is not None and self._done and await self._source.commit(self._done):
