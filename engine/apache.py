@@ -53,29 +53,26 @@ _JVM = (
     "-XX:+ExitOnOutOfMemoryError",
 )
 
-_PROPERTIES = """\
-process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
-log.dir={data}
-offsets.topic.replication.factor=1
-offsets.topic.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-transaction.state.log.num.partitions=4
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
-group.initial.rebalance.delay.ms=0
-group.min.session.timeout.ms=1000
-num.recovery.threads.per.data.dir=1
-# The default, 128 MB, does not fit into the small heap.
-log.cleaner.dedupe.buffer.size=33554432
-auto.create.topics.enable=false
-"""
+#: Of every server.properties; what names places is added to it.
+_PROPERTIES = {
+    "process.roles": "broker,controller",
+    "node.id": "1",
+    "controller.listener.names": "CONTROLLER",
+    "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": "4",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "transaction.state.log.num.partitions": "4",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "group.initial.rebalance.delay.ms": "0",
+    "group.min.session.timeout.ms": "1000",
+    "num.recovery.threads.per.data.dir": "1",
+    # The default, 128 MB, does not fit into the small heap.
+    "log.cleaner.dedupe.buffer.size": "33554432",
+    "auto.create.topics.enable": "false",
+}
 
 
 class _Ports(msgspec.Struct):
@@ -110,6 +107,17 @@ def _fetched(cache: Path, report: Report) -> list[Path]:
         cause = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ApacheError(f"its jars could not be fetched: {cause}", "Check the way to Maven Central, and try again.")
     return sorted(Path(last.removeprefix("jars in ")).rglob("*.jar"))
+
+
+def server_properties(data: Path, port: int, controller_port: int) -> dict[str, str]:
+    """What is written for Kafka: one node, broker and controller in one."""
+    return {
+        **_PROPERTIES,
+        "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "log.dir": str(data),
+    }
 
 
 class ApacheKafka:
@@ -150,7 +158,8 @@ class ApacheKafka:
             self._choose_ports()
             properties = self._directory / "server.properties"
             data = self._directory / "data"
-            properties.write_text(_PROPERTIES.format(data=data, **msgspec.structs.asdict(self._ports)))
+            told = server_properties(data, self._ports.port, self._ports.controller_port) | self._more_properties()
+            properties.write_text("".join(f"{name}={value}\n" for name, value in told.items()))
             if not (data / "meta.properties").exists():
                 report("preparing Kafka's storage")
                 await self._format(class_path, properties)
@@ -209,9 +218,16 @@ class ApacheKafka:
                 self._lock.close()
                 self._lock = None
 
+    def _more_properties(self) -> dict[str, str]:
+        """What stands in place of ``server_properties``; for a node of a larger cluster."""
+        return {}
+
+    def _cluster_id(self) -> str:
+        return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
+
     async def _format(self, class_path: str, properties: Path) -> None:
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
-        await self._run(class_path, ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)], "w")
+        arguments = ["format", "-t", self._cluster_id(), "-c", str(properties)]
+        await self._run(class_path, ["kafka.tools.StorageTool", *arguments], "w")
         code = await self.wait()
         self._process = None
         if code != 0:
@@ -283,12 +299,17 @@ def _port(wanted: int | None, kept: int, other: int = 0) -> int:
         return wanted
     if kept and kept != other and _is_free(kept):
         return kept
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            found: int = probe.getsockname()[1]
-        if found != other:
-            return found
+    while (found := free_port()) == other:
+        pass
+    return found
+
+
+def free_port() -> int:
+    """One that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+    return found
 
 
 def _is_free(port: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,12 +12,15 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
-from engine.broker import TopicSpec
+from engine.broker import Partition, TopicSpec
 from engine.errors import KafkaUnavailable, SettingsError, TopicError
+from engine.kafka_errors import TooFewReplicas
 from engine.settings import Settings
 
 #: One attempt to connect, or one request, takes at most so long.
 REQUEST_SECONDS = 5.0
+#: To ask why a write failed takes at most so long: whoever waits for it has waited long enough.
+WHY_SECONDS = 2.0
 #: New partitions and moved leaders are noticed after at most so long.
 METADATA_SECONDS = 60.0
 #: Kafka's own default for max.message.bytes, taken where a topic's settings may not be read.
@@ -68,6 +71,21 @@ class KafkaConnection:
         cause = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
         return KafkaUnavailable(self.settings.kafka, cause)
 
+    async def why(self, failure: KafkaUnavailable, written: Collection[Partition]) -> KafkaUnavailable:
+        """The failure of a write to these partitions, or a better one: that Kafka is there, and which it cannot write to.
+
+        aiokafka keeps to itself what the brokers answer, and tries again.
+        """
+        topics = {topic for topic, _ in written}
+        try:
+            async with asyncio.timeout(WHY_SECONDS), self._admin() as admin:
+                found = {topic["topic"]: topic["partitions"] for topic in await admin.describe_topics()}
+                least = await _numbers(admin, topics, "min.insync.replicas")
+        except (KafkaUnavailable, TimeoutError):
+            return failure  # It is away; why a write failed needs no better reason.
+        cause = shortage(written, found, least)
+        return TooFewReplicas(self.settings.kafka, cause) if cause else failure
+
     async def partition_counts(self) -> dict[str, int]:
         """Every topic and how many partitions it has. Raises KafkaUnavailable."""
         async with self._admin() as admin:
@@ -84,10 +102,7 @@ class KafkaConnection:
     async def record_limit(self, topic: str) -> int:
         """The size of the largest batch of records, and so of the largest record, that a topic takes, in bytes."""
         async with self._admin() as admin:
-            resource = ConfigResource(ConfigResourceType.TOPIC, topic, configs={"max.message.bytes": ""})
-            (answer,) = await admin.describe_configs([resource])
-        # Without the right to read its settings the list is empty.
-        sizes = [int(entry[1]) for resource in answer.resources for entry in resource[4]]
+            sizes = (await _numbers(admin, [topic], "max.message.bytes")).values()
         return min([*sizes, self.settings.max_record_bytes] if sizes else [DEFAULT_LIMIT_BYTES])
 
     async def ensure_topics(self, topics: Sequence[TopicSpec]) -> list[str]:
@@ -119,6 +134,35 @@ class KafkaConnection:
             raise self.unavailable(error) from error
         finally:
             await admin.close()
+
+
+def shortage(written: Collection[Partition], found: Mapping[str, Sequence[Mapping[str, Any]]], least: Mapping[str, int]) -> str:
+    """What keeps brokers from taking writes to some of the partitions ``written``, for a person; empty where nothing does.
+
+    ``found`` is what Kafka's metadata says of each topic's partitions, ``least`` how many replicas of each must be in sync.
+    """
+    said: list[str] = []
+    for topic, partition in sorted(written):
+        for told in found.get(topic, ()):
+            in_sync, wanted = len(told["isr"]), least.get(topic, 1)
+            if told["partition"] != partition:
+                continue
+            if told["leader"] < 0:
+                said.append(f"partition {partition} of {topic} has no leader, all brokers that keep it are away")
+            elif in_sync < wanted:
+                said.append(
+                    f"too few in-sync replicas of partition {partition} of {topic}, {in_sync} of the {wanted} that its "
+                    "min.insync.replicas asks for"
+                )
+    more = f", and {len(said) - 1} partitions more" if len(said) > 1 else ""
+    return said[0] + more if said else ""
+
+
+async def _numbers(admin: AIOKafkaAdminClient, topics: Iterable[str], setting: str) -> dict[str, int]:
+    """A setting of these topics. Without the right to read their settings there is nothing in it."""
+    wanted = [ConfigResource(ConfigResourceType.TOPIC, topic, configs={setting: ""}) for topic in topics]
+    answers = await admin.describe_configs(wanted)
+    return {resource[3]: int(entry[1]) for answer in answers for resource in answer.resources for entry in resource[4]}
 
 
 async def _partition_counts(admin: AIOKafkaAdminClient) -> dict[str, int]:

@@ -15,7 +15,7 @@ from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from engine.broker import Outgoing
-from engine.errors import EngineError, RecordTooLarge, TopicError
+from engine.errors import EngineError, KafkaUnavailable, RecordTooLarge, TopicError
 from engine.events import Position
 from engine.kafka_connection import REQUEST_SECONDS, UNREACHABLE, KafkaConnection
 
@@ -73,6 +73,7 @@ class KafkaSink:
 
         Raises RecordTooLarge before anything of the call was written, TopicError where a topic or partition does not
         exist, KafkaUnavailable when it gave up: any part may have been written then, and writing again may repeat it.
+        Where Kafka is there and has too few replicas in sync, that is TooFewReplicas.
         """
         if not records:
             return []
@@ -111,6 +112,8 @@ class KafkaSink:
                 await _stop(producer, 0)
         for delivery in deliveries:
             delivery.add_done_callback(lambda given_up: given_up.cancelled() or given_up.exception())
+        if isinstance(failure, KafkaUnavailable):
+            failure = await self._connection.why(failure, {(batch.topic, batch.partition) for batch in batches})
         raise failure
 
     async def close(self) -> None:

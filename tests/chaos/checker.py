@@ -14,6 +14,7 @@ from tests.chaos.rules_effects import effects
 from tests.chaos.rules_events import acceptance
 from tests.chaos.rules_letters import letters
 from tests.chaos.rules_offsets import checkpoints, ledgers, offsets
+from tests.chaos.rules_requests import cancellations, repeats, replays
 from tests.chaos.violations import ENDS, Violation
 
 Rule = Callable[[Histories, Topics, Paths], Iterator[Violation]]
@@ -27,7 +28,10 @@ def check(histories: Histories) -> list[Violation]:
         paths = paths_of(topics)
     except Exception as error:  # of the checker's own: never silent, never in the way
         return [Violation("checker", "", f"the topics cannot be read: {error!r}")]
-    rules: tuple[Rule, ...] = (records, stories, acceptance, letters, effects, offsets, checkpoints, ledgers, processes)
+    rules: tuple[Rule, ...] = (
+        *(records, stories, acceptance, letters, effects, offsets, checkpoints, ledgers, processes),
+        *(cancellations, repeats, replays),
+    )
     for rule in rules:
         try:
             found += rule(histories, topics, paths)

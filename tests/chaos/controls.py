@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from engine import letter_writer, translator
+from engine import letter_writer, repeats, translator
 from engine.broker import Record
 from engine.intake import Intake
+from engine.ledger import Ledger
 from engine.seen import Seen
 from engine.states import Epochs
 from engine.untold import Untold
@@ -67,6 +68,20 @@ def letters_forgotten(set_attribute: SetAttribute) -> None:
     set_attribute(letter_writer.LetterWriter, "takes", lambda self, change: False)
 
 
+def cancellations_forgotten(set_attribute: SetAttribute) -> None:
+    """Nobody ends a run because somebody wants it."""
+
+    def passed_by(self: Ledger, offset: int, cancellation: object) -> None:
+        self.skip(offset)
+
+    set_attribute(Ledger, "cancel", passed_by)
+
+
+def repeats_at_random(set_attribute: SetAttribute) -> None:
+    """A request that is made again makes another run."""
+    set_attribute(repeats, "repeat_id_of", lambda *identity: os.urandom(16).hex())
+
+
 def checkpoints_ahead(set_attribute: SetAttribute) -> None:
     """A checkpoint does not wait for what a run has yet to tell."""
     set_attribute(Untold, "__contains__", lambda self, run: False)
@@ -77,5 +92,6 @@ VARIANTS: dict[str, Callable[[SetAttribute], None]] = {
     for variant in (
         *(sound, dedup_off, ids_at_random, automatic_commits, commit_before_send),
         *(epochs_ignored, letters_forgotten, checkpoints_ahead),
+        *(cancellations_forgotten, repeats_at_random),
     )
 }

@@ -12,6 +12,7 @@ from tests.chaos.checkpoints import CHECKPOINT, IDS, PART, Checkpoint, OwnRecord
 from tests.chaos.histories import Histories, Logged
 
 OWNERSHIP = "engine.ownership"
+CANCELLATION = "engine.cancellation"
 RUN_PREFIXES = ("engine.flow_run.", "engine.task_run.")
 
 
@@ -85,6 +86,16 @@ class Mark(msgspec.Struct, frozen=True):
     offset: int
     #: "partition/offset" of the letter.
     letter: str
+    #: The replay, where it is one.
+    replay: str
+
+
+class Cancellation(msgspec.Struct, frozen=True):
+    """That somebody wants a run to end."""
+
+    partition: int
+    offset: int
+    run_id: str
 
 
 class Topics:
@@ -105,6 +116,9 @@ class Topics:
         self.checkpoints: dict[tuple[int, int], Checkpoint] = {}
         self.letters: list[Letter] = []
         self.marks: list[Mark] = []
+        self.cancellations: list[Cancellation] = []
+        #: Ids of what is on the replays topic.
+        self.replays = {one.headers.get("x-engine-replay", "") for one in _of(histories, histories.replays_topic)}
         for record in _of(histories, histories.letters_topic):
             self._take_letter(record)
         self._own = OwnRecords()
@@ -122,6 +136,8 @@ class Topics:
                 self._own.keep(record)
             elif ce_type == CHECKPOINT:
                 self.checkpoints[record.partition, record.offset] = self._own.close(record, [begun for begun, _, _ in epochs])
+            elif ce_type == CANCELLATION:
+                self.cancellations.append(Cancellation(record.partition, record.offset, str(_data(record)["run_id"])))
             elif ce_type.startswith(RUN_PREFIXES):
                 self._rule(_change(record, _data(record)), epoch)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -139,7 +155,7 @@ class Topics:
     def _take_letter(self, record: Logged) -> None:
         place, headers = (record.partition, record.offset), record.headers
         if "x-engine-mark" in headers:
-            self.marks.append(Mark(*place, headers.get("x-engine-letter", "")))
+            self.marks.append(Mark(*place, headers.get("x-engine-letter", ""), headers.get("x-engine-replay", "")))
             return
         names = ("x-engine-origin", "x-engine-flow", "x-engine-run", "x-engine-replay-of")
         self.letters.append(Letter(*place, record.at, *(headers.get(name, "") for name in names)))

@@ -232,6 +232,15 @@ class DoomedExecutor:
             self._inner.send(parcel, owners)
             self._life.reach("executor: after submit")
 
+    def cancel(self, run_id: str) -> None:
+        if not self._life.reach("executor: before cancel"):
+            self._inner.cancel(run_id)
+            self._life.reach("executor: after cancel")
+
+    def cancel_packed(self, run_ids: Sequence[str]) -> None:
+        if not self._life.is_dead:
+            self._inner.cancel_packed(run_ids)
+
     def release(self, run_id: str, keep_seconds: float) -> None:
         if not self._life.reach("executor: before release"):
             self._inner.release(run_id, keep_seconds)

@@ -25,6 +25,9 @@ class Figures(msgspec.Struct):
     void_changes: int
     repeated_changes: int
     executions: int
+    #: What a person has asked for, once each, and was answered; and runs that ended CANCELLED.
+    asked: dict[str, int]
+    cancelled: int
     lost: int
     doubled: int
     #: Finished tasks that ran again: with no death of a worker or the scheduler to explain it, and with one.
@@ -66,6 +69,7 @@ def figures(histories: Histories, violations: list[Violation]) -> Figures:
         for place, offset in seen.offsets.items()
         if place.startswith(f"{histories.states_topic}/")
     }
+    answered = [one for one in histories.asked if one.is_acknowledged]
     times = [change.at for change in topics.valid]
     starts = [effect for effect in histories.effects if effect.what == "start"]
     distinct = {(change.run_id, change.epoch, change.seq) for change in topics.valid}
@@ -78,6 +82,8 @@ def figures(histories: Histories, violations: list[Violation]) -> Figures:
         void_changes=len(topics.void),
         repeated_changes=len(topics.valid) - len(distinct),
         executions=len(starts),
+        asked=dict(Counter(what for what, _, _ in {(one.what, one.whom, one.request) for one in answered})),
+        cancelled=len({one.run_id for one in topics.valid if not one.task_run_id and one.state == "CANCELLED"}),
         lost=kinds["lost"] + kinds["unfinished"],
         doubled=kinds["doubled"],
         rerun_by_engine_kills=kinds["rerun"],

@@ -119,6 +119,40 @@ def tree(number: int, seconds: float) -> Any:
     return branch(2, seconds)
 
 
+@task
+def dawdle(number: int) -> int:
+    """At work for so many seconds, unless it is stopped."""
+    with effect():
+        until = time.monotonic() + number
+        while time.monotonic() < until:
+            time.sleep(0.02)
+        return number
+
+
+@task(persist=True)
+def keep(number: int, seconds: float) -> int:
+    with effect():
+        time.sleep(seconds)
+        return number * 2
+
+
+@flow(on(f"{_PREFIX}long"))
+async def long(number: int, seconds: float) -> Any:
+    """Long enough to be cancelled: odd ones asleep, even ones at work."""
+    first = await work(number, seconds)
+    if number % 2:
+        await engine.sleep(number)
+    else:
+        await dawdle(number)
+    return await work(first, seconds)
+
+
+@flow(on(f"{_PREFIX}kept"))
+def kept(number: int, seconds: float) -> Any:
+    """Run again from ``work`` on it takes what ``keep`` has stored."""
+    return work(keep(number, seconds), seconds)
+
+
 #: A second flow on the events of ``single``: one event, two runs.
 @flow(on(f"{_PREFIX}single"))
 def shadow(number: int, seconds: float) -> Any:
@@ -142,6 +176,8 @@ STARTS = {
     "small": ("small",),
     "bad": ("bad",),
     "tree": ("tree",),
+    "long": ("long",),
+    "kept": ("kept",),
 }
 #: Flows whose failed runs become dead letters.
 LETTERED = ("bad",)

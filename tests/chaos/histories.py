@@ -45,7 +45,7 @@ class Sent(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Logged(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A record of the state topic or of the dead letters, as it lies there."""
+    """A record of the state topic, of the dead letters or of the replays, as it lies there."""
 
     topic: str
     partition: int
@@ -65,6 +65,22 @@ class Effect(msgspec.Struct, frozen=True, omit_defaults=True):
     attempt: int
     pid: int
     at: float
+
+
+class Asked(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A request that somebody has made: noted before it is made, and again when it was answered."""
+
+    what: str  # cancel, retry, rerun or replay
+    #: The run; of a replay the dead letter, "partition/offset".
+    whom: str
+    #: Its id: the same request may be made more than once.
+    request: str
+    at: float
+    is_acknowledged: bool = False
+    #: The run that was answered, of a retry or a rerun; empty before.
+    made: str = ""
+    #: Its calls, "task/index", that take what was stored.
+    taken: tuple[str, ...] = ()
 
 
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -111,6 +127,7 @@ class Histories(msgspec.Struct):
     #: Flows whose failed runs become dead letters.
     lettered: list[str] = []
     sent: list[Sent] = []
+    asked: list[Asked] = []
     logged: list[Logged] = []
     effects: list[Effect] = []
     faults: list[Fault] = []
@@ -126,6 +143,11 @@ class Histories(msgspec.Struct):
     def letters_topic(self) -> str:
         """Where refused records go."""
         return f"{self.app}.dead-letters"
+
+    @property
+    def replays_topic(self) -> str:
+        """Where dead letters are taken in once more."""
+        return f"{self.app}.replays"
 
     def save(self, file: Path) -> None:
         """Keep everything in one file."""

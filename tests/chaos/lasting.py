@@ -63,6 +63,13 @@ class LastingExecutor:
         if new:
             self._inner.send(msgspec.structs.replace(parcel, runs=new), owners)
 
+    def cancel(self, run_id: str) -> None:
+        self._reports.pop(run_id, None)
+        self._inner.cancel(run_id)
+
+    def cancel_packed(self, run_ids: Sequence[str]) -> None:
+        self._inner.cancel_packed(run_ids)
+
     def release(self, run_id: str, keep_seconds: float) -> None:
         self._reports.pop(run_id, None)
         self._inner.release(run_id, keep_seconds)

@@ -16,6 +16,7 @@ from engine.app import App
 from engine.broker import Outgoing, Partition, TopicSpec
 from engine.inline import InlineExecutor
 from engine.memory import MemoryBroker, MemorySink
+from engine.results import ResultStore
 from engine.settings import Settings
 from engine.states import encode
 from tests.chaos import flows
@@ -23,6 +24,7 @@ from tests.chaos.doomed import DoomedBroker, DoomedExecutor
 from tests.chaos.engine_process import snapshots
 from tests.chaos.histories import Committed, Effect, Fault, Histories, Logged, Sent, Snapshot, read_lines
 from tests.chaos.lasting import LastingExecutor
+from tests.chaos.memory_asker import MemoryAsker
 from tests.chaos.points import Life
 from tests.chaos.resting import Log
 
@@ -45,6 +47,9 @@ EVENTS = (
     ("small", "h", 6),
     ("bad", "i", 7),
     ("bad", "j", 8),
+    ("long", "l", 3),
+    ("long", "m", 2),
+    ("kept", "k", 9),
 )
 #: Replays of the event that nobody can read: their id, and what it is to be this time. The first is asked for twice.
 REPLAYS = (("mended", 7), ("mended", 7), ("broken", -1))
@@ -71,11 +76,14 @@ class MemoryTrial:
         self.broker = MemoryBroker()
         #: Asked now and then; a trial in which there is enough to see need not come to rest.
         self.is_enough: Callable[[Histories], bool] | None = None
-        self.executor = LastingExecutor(lambda: InlineExecutor(threads=4))
-        self.settings = Settings(app=app, http="", state_partitions=2, event_partitions=1, poll_records=4)
+        results = (folder / "results").absolute().as_uri()
+        self.settings = Settings(app=app, http="", state_partitions=2, event_partitions=1, poll_records=4, results=results)
+        store = ResultStore(results, app, self.settings.max_result_bytes)
+        self.executor = LastingExecutor(lambda: InlineExecutor(threads=4, results=store))
         if is_narrow:
             self.settings = msgspec.structs.replace(self.settings, max_open_runs=2)
         self._log = Log(self.broker, self.settings)
+        self.asker = MemoryAsker(self.broker, self.settings, self._log, _SOURCE)
         self._late: list[Outgoing] = []
         self.sent: list[Sent] = []
         self.faults: list[Fault] = []
@@ -88,6 +96,7 @@ class MemoryTrial:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.asker.close()
         await self.executor.close()
 
     async def run(self, lives: Sequence[Life]) -> Histories:
@@ -116,6 +125,7 @@ class MemoryTrial:
         dying = asyncio.create_task(life.died.wait())
         resting = asyncio.create_task(self._rest(app, life))
         seeing = asyncio.create_task(self._see_enough())
+        asking = asyncio.create_task(self.asker.run())
         await asyncio.wait([running, dying, resting, seeing], return_when=asyncio.FIRST_COMPLETED)
         if not life.is_dead and not running.done():
             app.stop()
@@ -129,19 +139,23 @@ class MemoryTrial:
             await self._bury(app, life)
         elif running.done() and running.exception() is not None:
             self.faults.append(Fault(time.time(), "exit", "engine", f"engine-{number}: {running.exception()!r}", number, 1))
-        for task in (running, dying, resting, seeing):
+        for task in (running, dying, resting, seeing, asking):
             task.cancel()
         # One that has not come to rest in time says nothing here: the checker says why.
-        await asyncio.gather(running, dying, resting, seeing, return_exceptions=True)
+        await asyncio.gather(running, dying, resting, seeing, asking, return_exceptions=True)
+        if asking.done() and not asking.cancelled() and (error := asking.exception()) is not None:
+            raise error
 
     def histories(self) -> Histories:
         """All that was seen."""
         opened, _ = self._log.runs()
+        topics = (self.settings.states_topic, self.settings.dead_letters_topic, self.settings.replays_topic)
         return Histories(
             app=self.app,
             lettered=list(flows.LETTERED),
-            sent=self.sent,
-            logged=[*self._logged(self.settings.states_topic), *self._logged(self.settings.dead_letters_topic)],
+            sent=[*self.sent, *self.asker.sent],
+            asked=self.asker.asked,
+            logged=[record for topic in topics for record in self._logged(topic)],
             effects=[one for one in read_lines(self._effects, Effect) if one.run_id in opened],
             faults=self.faults,
             committed=self.committed,
@@ -190,10 +204,11 @@ class MemoryTrial:
             await asyncio.sleep(0.02)
 
     def _is_at_rest(self, app: App, vigils: int) -> bool:
-        wanted = len({(one.id, one.replay, flow) for one in self.sent if one.topic != "wake" for flow in one.flows})
+        sent = [one for one in (*self.sent, *self.asker.sent) if one.topic != "wake"]
+        wanted = len({(one.id, one.replay, flow) for one in sent for flow in one.flows}) + len(self.asker.made)
         open_runs = sum(len(ledger.runs) for ledger in app._dispatcher._ledgers.values())
-        topics = {one.topic for one in self.sent if one.topic != "wake"}
-        is_done = len(self._log.runs()[1]) >= wanted - vigils and open_runs <= vigils
+        topics = {one.topic for one in sent}
+        is_done = self.asker.is_done and len(self._log.runs()[1]) >= wanted - vigils and open_runs <= vigils
         return is_done and self._log.is_taken_in(topics) and self._log.is_read(app)
 
     async def _send(self, sink: MemorySink, topic: str, id: str, number: int) -> None:

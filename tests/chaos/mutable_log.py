@@ -42,11 +42,11 @@ class Log:
         self._histories = histories
         ours = [one for one in histories.logged if one.topic == histories.states_topic]
         # Checkpoints name offsets, which move here; they have mutations of their own.
-        kept = [one for one in ours if kind_of(one) == "ownership" or "_run." in kind_of(one)]
+        kept = [one for one in ours if kind_of(one) in ("ownership", "cancellation") or "_run." in kind_of(one)]
         self.records = sorted(kept, key=lambda one: (one.partition, one.offset))
 
     def changes(self) -> list[Logged]:
-        """Everything that is no ownership record and no SCHEDULED of a run."""
+        """Everything that its owner has told of a run: all but its SCHEDULED."""
         return [one for one in self.records if "_run." in kind_of(one) and kind_of(one) != "flow_run.scheduled"]
 
     def scheduled(self) -> list[Logged]:
@@ -67,8 +67,11 @@ class Log:
         return [one for one in self.changes() if one not in ends]
 
     def of(self, run_id: str) -> list[Logged]:
-        """All of one run."""
-        return [one for one in self.records if run_of(one) == run_id]
+        """All changes of one run."""
+        return [one for one in self.records if run_of(one) == run_id and "_run." in kind_of(one)]
+
+    def cancellations(self) -> list[Logged]:
+        return [one for one in self.records if kind_of(one) == "cancellation"]
 
     def histories(self, *, keep_epochs: bool = False) -> Histories:
         """The histories with this topic, each partition numbered anew; what refers to offsets refers to the new ones.

@@ -215,7 +215,7 @@ def leave_a_task_open(histories: Histories, pick: Pick) -> Histories:
     seq = data_of(lost)["seq"]
     log.records.remove(lost)
     for number, one in enumerate(log.records):
-        if run_of(one) == run_of(lost) and data_of(one)["seq"] > seq:
+        if run_of(one) == run_of(lost) and data_of(one).get("seq", 0) > seq:
             log.records[number] = with_data(one, seq=data_of(one)["seq"] - 1)
     return log.histories()
 
@@ -268,7 +268,7 @@ def _of_runs(histories: Histories) -> list[Logged]:
 
 
 def _of_records(histories: Histories) -> list[Logged]:
-    return [one for one in histories.logged if one.topic == histories.letters_topic and _RUN not in one.headers]
+    return [one for one in histories.logged if "x-engine-reason" in one.headers and _RUN not in one.headers]
 
 
 def _old_epoch(log: Log, one: Logged) -> int | None:

@@ -37,6 +37,14 @@ class Path:
         event = self.scheduled.event
         return "" if event is None else event.replay_place or event.place
 
+    def is_repeat(self, paths: Paths) -> bool:
+        """Whether it repeats a run with all that run had, its replay, too; a replay's own run says what it repeats as well."""
+        repeats, event = self.scheduled.repeats, self.scheduled.event
+        if not repeats or event is None or not event.replay:
+            return bool(repeats)
+        first = paths.get(repeats)
+        return first is not None and first.scheduled.event is not None and first.scheduled.event.replay == event.replay
+
     def take(self, change: Change) -> None:
         """The next change of the run that counts."""
         if change.is_scheduled:

@@ -40,6 +40,8 @@ POINTS = (
     "executor: after submit",
     "executor: before a result",
     "executor: after a result",
+    "executor: before cancel",
+    "executor: after cancel",
     "executor: before release",
     "executor: after release",
     "letters: before send",
@@ -84,13 +86,17 @@ class Life:
         """Nothing it does counts any more."""
         return self.died.is_set()
 
+    def die(self) -> None:
+        """Wherever it is."""
+        self.died_at = time.time()
+        self.died.set()
+
     def reach(self, point: str) -> bool:
         """It passes a point; True where it is dead, or dies there."""
         if not self.is_dead:
             self.passed[point] += 1
             if point == self.point and self.passed[point] == self._passage:
-                self.died_at = time.time()
-                self.died.set()
+                self.die()
         return self.is_dead
 
     async def pass_by(self, point: str) -> None:

@@ -16,9 +16,8 @@ def acceptance(histories: Histories, topics: Topics, paths: Paths) -> Iterator[V
     runs: dict[tuple[tuple[str, str, str], str], list[Path]] = defaultdict(list)
     for path in paths.values():
         event = path.scheduled.event
-        if path.scheduled.repeats and (event is None or not event.replay):
-            yield from _repeated(path, paths)
-            continue
+        if path.is_repeat(paths):
+            continue  # somebody has asked for it: see rules_requests
         runs[event.identity if event else ("", "", ""), path.scheduled.flow].append(path)
     sent: dict[tuple[str, str, str], list[Sent]] = defaultdict(list)
     for one in histories.sent:
@@ -37,11 +36,13 @@ def acceptance(histories: Histories, topics: Topics, paths: Paths) -> Iterator[V
                 yield Violation("lost", identity[1], f"no run of {flow} for {acknowledged[0].place}")
             yield from _strangers(made, sendings)
         for one in acknowledged:
-            told = letters.pop(_refusal(one), [])
+            told = letters.get(_refusal(one), [])
             if one.is_poison and not told:
                 yield Violation("lost", one.id, f"no dead letter for {one.place}")
             elif told and not one.is_poison:
                 yield Violation("refused", one.id, f"{one.place} is a dead letter")
+    for refusal in {_refusal(one) for one in histories.sent if one.is_acknowledged}:
+        letters.pop(refusal, None)
     for (identity, flow), made in runs.items():
         yield Violation("invented", made[0].scheduled.run_id, f"nobody has sent {identity} for {flow}")
     unknown = {one.topic for one in histories.sent if one.is_poison and not one.is_acknowledged}
@@ -52,13 +53,6 @@ def acceptance(histories: Histories, topics: Topics, paths: Paths) -> Iterator[V
 
 def _refusal(sent: Sent) -> tuple[str, str]:
     return sent.origin or sent.place, sent.replay
-
-
-def _repeated(path: Path, paths: Paths) -> Iterator[Violation]:
-    """A run that somebody has asked for repeats one that has ended."""
-    first = paths.get(path.scheduled.repeats)
-    if first is None or first.ended is None or first.scheduled.flow != path.scheduled.flow:
-        yield Violation("invented", path.scheduled.run_id, f"repeats {path.scheduled.repeats}, which has not ended")
 
 
 def _strangers(made: list[Path], sendings: list[Sent]) -> Iterator[Violation]:

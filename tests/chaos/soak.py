@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -11,10 +10,12 @@ from pathlib import Path
 
 import msgspec
 
+from tests.chaos.asker import Asker
 from tests.chaos.flows import LETTERED, STARTS
-from tests.chaos.histories import Effect, Histories, read_lines
+from tests.chaos.follower import Follower
+from tests.chaos.histories import Effect, Histories, Sent, read_lines
 from tests.chaos.nemesis import Nemesis
-from tests.chaos.observers import TROUBLE, OffsetWatcher, Producer, Reader, make_topics
+from tests.chaos.observers import OffsetWatcher, Producer, Reader, make_topics
 from tests.chaos.stack import ENGINE_PREFIX, Stack
 
 #: Runs that are open from the beginning to the end.
@@ -31,6 +32,8 @@ class Plan(msgspec.Struct, frozen=True):
     profile: str = "all"
     events_per_second: float = 12.0
     gap_seconds: float = 1.5
+    #: Mean seconds between two requests of a person.
+    asking_seconds: float = 1.5
     variant: str = "sound"
     session_seconds: float = 2.0
     rest_seconds: float = REST_SECONDS
@@ -61,19 +64,17 @@ class _Trial:
         self._kafka, self._app = stack.kafka.bootstrap, stack.app
         self._producer = Producer(self._kafka, self._app)
         self._offsets = OffsetWatcher(self._kafka, self._app)
-        self._reader = Reader(self._kafka, [f"{self._app}.states", f"{self._app}.dead-letters"])
+        self._reader = Reader(self._kafka, [f"{self._app}.{name}" for name in ("states", "dead-letters", "replays")])
+        self._follower = Follower(self._reader, self._app)
+        self._asker = Asker(self._kafka, self._app, plan.seed, plan.asking_seconds, self._follower)
         self._chance = random.Random(plan.seed)  # no secret
-        #: Records that were looked at.
-        self._seen = 0
-        self._open: set[str] = set()
-        self._ended: set[str] = set()
 
     async def run(self) -> Histories:
         stack = self._stack
         await make_topics(self._kafka, [f"{self._app}.{name}" for name in (*STARTS, "vigil", "wake")], 2)
         for number in range(VIGILS):
             await self._producer.send("vigil", f"vigil-{number}", {"number": number, "seconds": 0.0}, ["vigil"])
-        await self._until(lambda: len(self._open) >= VIGILS, "the engines to work")
+        await self._until(lambda: len(self._follower.flows) >= VIGILS, "the engines to work")
         watching = asyncio.create_task(self._offsets.run())
         are_over = asyncio.Event()
         following = asyncio.create_task(self._follow(are_over))
@@ -81,15 +82,16 @@ class _Trial:
             until = time.time() + self._plan.seconds
             nemesis = Nemesis(stack, self._plan.seed, self._plan.profile, self._plan.gap_seconds)
             # The producer goes on while the last fault is mended; rest begins when both are done.
-            await asyncio.gather(nemesis.run(until), self._produce(until))
+            await asyncio.gather(nemesis.run(until), self._produce(until), self._asker.run(until))
             await stack.settled()
             self._say(f"the faults are over: {len(stack.faults)} notes in the log, {len(self._producer.sent)} sendings")
+            self._say(f"a person has asked {len(self._asker.asked)} times")
             are_over.set()
             await following
             await self._until(self._has_come_to_rest, "everything but the vigils to end")
             snapshots = await stack.snapshots() if stack.names(ENGINE_PREFIX) else []
             await self._producer.send("wake", "wake", {}, [])
-            await self._until(lambda: not self._open - self._ended, "the vigils to end")
+            await self._until(lambda: not self._follower.open, "the vigils to end")
             await asyncio.sleep(2.5)  # the last commits, and whatever an engine might still have to say
         finally:
             watching.cancel()
@@ -101,7 +103,8 @@ class _Trial:
         return Histories(
             app=self._app,
             lettered=list(LETTERED),
-            sent=self._producer.sent,
+            sent=self._sent,
+            asked=self._asker.asked,
             logged=logged,
             effects=read_lines(stack.effects, Effect),
             faults=stack.faults,
@@ -117,7 +120,7 @@ class _Trial:
             number += 1
             name = self._chance.choice(names)
             is_poison = self._chance.random() < 0.04
-            data = {"number": self._chance.randrange(2, 5) if name == "wide" else number}
+            data = {"number": self._chance.randrange(2, 5) if name in ("wide", "long") else number}
             data |= {"seconds": self._chance.choice([0.0, 0.02, 0.1, 0.6])}
             flows = () if is_poison else STARTS[name]
             await self._producer.send(name, f"event-{number}", data, flows, is_poison=is_poison)
@@ -129,40 +132,30 @@ class _Trial:
 
     async def _follow(self, are_over: asyncio.Event) -> None:
         while not are_over.is_set():
-            await self._look()
+            await self._follower.look()
             await asyncio.sleep(0.5)
-
-    async def _look(self) -> None:
-        with contextlib.suppress(*TROUBLE):  # the broker is away: the next look finds the rest
-            await self._reader.read_on()
-        seen, self._seen = self._seen, len(self._reader.records)
-        for record in self._reader.records[seen:]:
-            run_id = record.headers.get("ce_subject", "")
-            kind = record.headers.get("ce_type", "")
-            if kind == "engine.flow_run.scheduled":
-                self._open.add(run_id)
-            elif kind.startswith("engine.flow_run.") and kind.rpartition(".")[2] in _ENDS:
-                self._ended.add(run_id)
 
     def _has_come_to_rest(self) -> bool:
         wanted = {(one.id, flow) for one in self._producer.sent if one.is_acknowledged for flow in one.flows}
-        is_done = len(self._open) >= len(wanted) and len(self._open - self._ended) <= VIGILS
+        is_there = len(self._follower.flows) >= len(wanted) + self._asker.wanted
+        is_done = is_there and len(self._follower.open) <= VIGILS
         return is_done and self._is_taken_in()
 
     def _is_taken_in(self) -> bool:
         """Whether the intake has committed every event; what it has refused is among the letters by then."""
         committed = self._offsets.seen[-1].offsets if self._offsets.seen else {}
-        return all(committed.get(f"{one.topic}/{one.partition}", 0) > one.offset for one in self._producer.sent)
+        return all(committed.get(f"{one.topic}/{one.partition}", 0) > one.offset for one in self._sent)
+
+    @property
+    def _sent(self) -> list[Sent]:
+        return [*self._producer.sent, *self._asker.sent()]
 
     async def _until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for it, as long as rest may take; what is missing then is the checker's business."""
         deadline = time.monotonic() + self._plan.rest_seconds
         while not condition():
             if time.monotonic() > deadline:
-                self._say(f"waited in vain for {what}: {len(self._open)} runs, {len(self._open - self._ended)} open")
+                self._say(f"waited in vain for {what}: {len(self._follower.flows)} runs, {len(self._follower.open)} open")
                 return
-            await self._look()
+            await self._follower.look()
             await asyncio.sleep(0.2)
-
-
-_ENDS = frozenset({"completed", "failed", "crashed", "cancelled"})

@@ -51,6 +51,7 @@ class Stack:
             # A broker that was killed takes its time on a busy machine.
             ENGINE_CONNECT_TIMEOUT_SECONDS="900",
             ENGINE_GRACE_SECONDS=str(GRACE_SECONDS),
+            ENGINE_RESULTS=(directory / "results").absolute().as_uri(),
             **{EFFECTS: str(self.effects), SNAPSHOTS: str(directory / "snapshot")},
         )
         self._children = Children(directory / "logs", self._ended)

@@ -42,7 +42,7 @@ def test_a_good_history_has_no_violations(good: Histories) -> None:
     assert check(good) == []
     shown = figures(good, [])
     assert (shown.lost, shown.doubled, shown.rerun_by_engine_kills) == (0, 0, 0)
-    assert (shown.events, shown.runs, shown.survived) == (13, 14, {"engine kills": 1})
+    assert (shown.events, shown.runs, shown.survived) == (16, 21, {"engine kills": 1})
     assert "engine kills 1" in text(shown)
 
 
@@ -106,7 +106,7 @@ class TestALetterOfARunThatWentWell:
         sent = [one for one in good.sent if one.id == "j"]
         effects = [one for one in good.effects if one.run_id == run_id]
         logged = [one for one in lone.logged if one.topic == good.states_topic]
-        return msgspec.structs.replace(lone, sent=sent, effects=effects, faults=[], logged=[*logged, letter])
+        return msgspec.structs.replace(lone, sent=sent, asked=[], effects=effects, faults=[], logged=[*logged, letter])
 
     @pytest.mark.parametrize("hand_over", [True, False])
     def test_it_needs_another_owner(self, good: Histories, hand_over: bool) -> None:

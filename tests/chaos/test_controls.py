@@ -5,6 +5,7 @@ Each is run as long as it takes until that is found; one that is never found fai
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,21 @@ async def killed_with_results_in_hand(trial: MemoryTrial) -> Histories:
     return await trial.run([Life("executor: before a result", 3), Life()])
 
 
+async def killed_when_it_was_asked_to_cancel(trial: MemoryTrial) -> Histories:
+    """The engine dies with a run under way that somebody wants to end; the next one reads that."""
+    life = Life()
+
+    async def kill() -> None:
+        while not any(one.what == "cancel" and one.is_acknowledged for one in trial.asker.asked):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        life.die()
+
+    killing = asyncio.create_task(kill())
+    histories = await trial.run([life, Life()])
+    await killing
+    return histories
+
+
 async def undisturbed(trial: MemoryTrial) -> Histories:
     """Nobody dies."""
     return await trial.run([Life()])
@@ -76,8 +92,11 @@ CONTROLS: dict[str, tuple[Story, set[str]]] = {
     "commit-before-send": (killed_before_send, {"lost"}),
     "epochs-ignored": (paused_and_revived, {"gap", "ledger", "checkpoint"}),
     "letters-forgotten": (undisturbed, {"no letter"}),
+    "cancellations-forgotten": (killed_when_it_was_asked_to_cancel, {"uncancelled"}),
+    "repeats-at-random": (undisturbed, {"doubled"}),
 }
 STORIES = [told_twice, killed_before_send, killed_with_events_in_hand, paused_and_revived, killed_with_results_in_hand]
+STORIES.append(killed_when_it_was_asked_to_cancel)
 
 
 @pytest.mark.parametrize("name", CONTROLS)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine.broker import Broker
 from engine.cluster import Cluster
 from engine.flows import Flow
 from engine.kafka import KafkaBroker
@@ -36,7 +37,9 @@ class Apps:
     def settings(self, **options: Any) -> Settings:
         return fresh_settings(**{"kafka": self.kafka, "dask": self.dask, **options})
 
-    def make(self, *flows: Flow[..., Any], settings: Settings | None = None, **options: Any) -> AppUnderTest:
+    def make(
+        self, *flows: Flow[..., Any], settings: Settings | None = None, broker: Broker | None = None, **options: Any
+    ) -> AppUnderTest:
         """An app that has not started; with ``settings`` of another one it shares its topics and groups."""
         settings = settings or self.settings(**options)
         cluster = Cluster(
@@ -47,7 +50,7 @@ class Apps:
             max_result_bytes=settings.max_result_bytes,
             max_run_tasks=settings.max_run_tasks,
         )
-        made = AppUnderTest(settings, flows, KafkaBroker(settings), cluster, KafkaBroker(settings))
+        made = AppUnderTest(settings, flows, broker or KafkaBroker(settings), cluster, KafkaBroker(settings))
         self._stack.push_async_callback(made.close)
         return made
 

@@ -11,6 +11,7 @@ import pytest
 import engine.command_errors
 import engine.history_errors
 import engine.http_probe
+import engine.kafka_errors
 import engine.worker  # noqa: F401  # errors defined beside the list would be found, too
 from engine.errors import (
     DaskUnavailable,
