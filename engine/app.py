@@ -148,22 +148,22 @@ class App:
             await self._gateway.close()
         self._intake.stop()
         self._dispatcher.stop()
-        await asyncio.wait(parts, timeout=self.settings.grace_seconds)
-        try:
-            async with asyncio.timeout(self.settings.grace_seconds):
-                await self._dispatcher.close()
-                await self._intake.close()
-        except TimeoutError:
-            # Kafka is away: what was not told is told by the next owner, who finds the runs open.
-            logger.warning("stopped without telling all", waiting_changes=self._publisher.backlog)
+        _, stuck = await asyncio.wait(parts, timeout=self.settings.grace_seconds)
+        for part in stuck:
+            # It waits for Kafka, for ever if need be. What it has in hand is not committed, so somebody takes it in again.
+            part.cancel()
+        if stuck:
+            await asyncio.wait(stuck)
+        await self._dispatcher.close()
+        await self._intake.close()
         await self._log_writer.drain()
 
     async def _close(self) -> None:
         if not self._is_started and self._gateway is not None:
             await self._gateway.close()
         await self._vitals.close()
-        for sink in (self._intake_sink, self._state_sink, self._log_sink):
-            await sink.close()
+        # Each waits for what it has under way, and none for another.
+        await asyncio.gather(*(sink.close() for sink in (self._intake_sink, self._state_sink, self._log_sink)))
         await self._broker.close()
         await asyncio.to_thread(self._tracer.close)
         logger.info("engine stopped", app=self.settings.app)

@@ -129,6 +129,18 @@ class Dispatcher:
 
         Call after ``run`` has returned, while the publisher still writes.
         """
+        try:
+            async with asyncio.timeout(self._settings.grace_seconds):
+                await self._hand_over()
+        except TimeoutError:
+            # Kafka is away: what was not told is told by the next owner, who finds the runs open.
+            logger.warning("stopped without telling all", waiting_changes=self._publisher.backlog)
+        await self._checkpointer.close()
+        await self._source.close()
+        await self._shelves.close()
+        await self._driver.close()
+
+    async def _hand_over(self) -> None:
         # What runs on the cluster goes on to report: then there is no end of it, and the next owner hears what we do not tell.
         with suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
@@ -136,10 +148,6 @@ class Dispatcher:
         await self._checkpointer.hand_over(self._undoubted(), self._settings.grace_seconds / 2)
         self._committed_at = 0.0
         await self._commit()
-        await self._checkpointer.close()
-        await self._source.close()
-        await self._shelves.close()
-        await self._driver.close()
 
     async def _assigned(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Take over what is new; go on where we were with what stayed. Answers where to read from."""

@@ -75,7 +75,7 @@ class Intake:
             await self._commit()
 
     async def close(self) -> None:
-        """Finish the records in hand, commit, leave the group. Call after ``run`` has returned or was never begun."""
+        """Commit, leave the group. Call after ``run`` has returned or was never begun."""
         self._is_closing = True
         self._committed_at = 0.0
         await self._commit()

@@ -21,6 +21,8 @@ from engine.kafka_connection import REQUEST_SECONDS, UNREACHABLE, KafkaConnectio
 
 #: How long a write is tried before it counts as failed: longer than the restart of a broker takes.
 DELIVERY_SECONDS = 20.0
+#: A close waits no longer for what is under way: whoever wanted to know of it has given up by then.
+CLOSE_SECONDS = 5.0
 #: Batches are no larger, even where the topic takes more: what fails is sent again as a whole.
 BATCH_BYTES = 512 * 1024
 
@@ -122,7 +124,7 @@ class KafkaSink:
         async with self._turn:
             producer, self._producer = self._producer, None
             if producer is not None:
-                await _stop(producer, self._delivery_seconds)
+                await _stop(producer, min(self._delivery_seconds, CLOSE_SECONDS))
 
     async def _look_up(self, topics: set[str]) -> None:
         for topic in topics - (self._topics.keys() - self._stale):
@@ -179,7 +181,10 @@ async def _stop(producer: Any, patience_seconds: float) -> None:
     stopping = asyncio.ensure_future(producer.stop())
     await asyncio.wait((stopping,), timeout=patience_seconds)
     if not stopping.done():
-        # An idempotent producer of aiokafka tries for ever, and its stop() waits for that: only this makes it give up.
+        # An idempotent producer of aiokafka tries for ever, and its stop() waits for that: only this makes it give up. What
+        # its sender stumbles over then is no news, and what it does about that fails where there are no transactions.
+        producer._sender.sender_task.remove_done_callback(producer._sender._fail_all)
+        producer._sender.sender_task.add_done_callback(lambda given_up: given_up.cancelled() or given_up.exception())
         producer._message_accumulator.fail_all(KafkaError("given up"))
     try:
         await stopping

@@ -32,8 +32,8 @@ class _Node(ApacheKafka):
     """One of the two: the first is broker and controller, the second a broker of the first's cluster."""
 
     def __init__(self, directory: Path, node_id: int, cluster_id: str, port: int, controller_port: int) -> None:
-        super().__init__(directory, port, controller_port)
-        self._id, self._cluster, self._port = node_id, cluster_id, port
+        super().__init__(directory, port, controller_port if node_id == 1 else None)
+        self._id, self._cluster, self._port, self._controller_port = node_id, cluster_id, port, controller_port
 
     def _cluster_id(self) -> str:
         return self._cluster
@@ -41,8 +41,12 @@ class _Node(ApacheKafka):
     def _more_properties(self) -> dict[str, str]:
         if self._id == 1:
             return _PROPERTIES
-        broker = {"process.roles": "broker", "node.id": str(self._id), "listeners": f"PLAINTEXT://127.0.0.1:{self._port}"}
-        return _PROPERTIES | broker
+        return _PROPERTIES | {
+            "process.roles": "broker",
+            "node.id": str(self._id),
+            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
+            "listeners": f"PLAINTEXT://127.0.0.1:{self._port}",
+        }
 
 
 class TwoBrokers:

@@ -22,22 +22,18 @@ class StuckSink(MemorySink):
 
     async def write(self, records: Sequence[Outgoing]) -> list[Position]:
         """See MemorySink."""
-        if isinstance(self._broker, StuckBroker) and self._broker.is_stuck and self is self._broker.of_states:
+        if isinstance(self._broker, StuckBroker) and self in self._broker.stuck:
             raise KafkaUnavailable("memory", "the producer's buffer is full")
         return await super().write(records)
 
 
 class StuckBroker(MemoryBroker):
-    """A log that may stop to take what the second of its producers writes: that of the app's state changes."""
+    """A log that may stop to take what some of its producers write. The first two are the intake's and the publisher's."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_stuck = False
+        self.stuck: list[MemorySink] = []
         self.sinks: list[MemorySink] = []
-
-    @property
-    def of_states(self) -> MemorySink:
-        return self.sinks[1]
 
     def sink(self) -> MemorySink:
         """See MemoryBroker."""
@@ -51,7 +47,7 @@ async def test_what_waits_for_kafka_is_bounded_said_and_told_in_the_end() -> Non
     try:
         await app.start()
         await app.do("errands", {"name": "tea"}, "errand", id="before")
-        broker.is_stuck = True
+        broker.stuck = broker.sinks[1:2]
         await app.send_many("errands", [(f"e{n}", {"name": f"n{n}"}) for n in range(EVENTS)])
         await eventually(lambda: app.open_runs > OPEN_RUNS)
         await eventually(lambda: "buffer is full" in app.app.readiness()["publisher"])
@@ -60,10 +56,35 @@ async def test_what_waits_for_kafka_is_bounded_said_and_told_in_the_end() -> Non
         await eventually(lambda: publisher.backlog > 0)
         assert publisher.backlog <= 5 * OPEN_RUNS
         assert len(app.ends()) == 1
-        broker.is_stuck = False
+        broker.stuck = []
         await eventually(lambda: len(app.ends()) == EVENTS + 1)
         assert {end.state for end in app.ends()} == {State.COMPLETED}
         assert len({end.run_id for end in app.ends()}) == EVENTS + 1
         await eventually(lambda: app.app.readiness()["publisher"] == "ok")
     finally:
         await app.close()
+
+
+async def test_an_engine_that_stops_while_kafka_takes_nothing_ends_and_leaves_all_to_the_next() -> None:
+    """Events in hand that it cannot take in, and changes that it cannot tell."""
+    broker, settings = StuckBroker(), fresh_settings(grace_seconds=0.1)
+    app = AppUnderTest(settings, [flows.errand], broker, InlineExecutor(), broker)
+    try:
+        await app.start()
+        broker.stuck = broker.sinks[1:2]
+        await app.send("errands", {"name": "tea"}, id="e0")
+        await eventually(lambda: app.app._publisher.backlog or app.app.readiness()["publisher"] != "ok")
+        broker.stuck = broker.sinks[:2]
+        await app.send_many("errands", [(f"e{n}", {"name": f"n{n}"}) for n in range(1, EVENTS)])
+        await eventually(lambda: "buffer is full" in app.app.readiness()["intake"])
+        await app.stop()
+    finally:
+        await app.close()
+    broker.stuck = []
+    after = AppUnderTest(settings, [flows.errand], broker, InlineExecutor(), broker)
+    try:
+        await after.start()  # nobody else is in the groups any more
+        await eventually(lambda: len(after.ends()) == EVENTS)
+        assert {end.run_id for end in after.ends()} == {app.run_id("errand", f"e{n}") for n in range(EVENTS)}
+    finally:
+        await after.close()
