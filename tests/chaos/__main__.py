@@ -75,7 +75,7 @@ def sweep_all(points: Sequence[str]) -> int:
     trials = [(point, False) for point in points] + [(point, True) for point in points if point in NARROW]
     for point, is_narrow in trials:
         with tempfile.TemporaryDirectory() as folder:  # of its own: what is done at two points has the same ids
-            several += asyncio.run(sweep(point, Path(folder), is_narrow=is_narrow)).values()
+            several += asyncio.run(sweep(point, Path(folder), is_narrow=is_narrow, is_thorough=True)).values()
     print(f"{len(several)} trials")
     return report(several)
 

@@ -25,7 +25,7 @@ from tests.chaos.follower import Follower
 from tests.chaos.histories import Asked, Logged, Sent
 
 #: How often each kind comes.
-_WEIGHTS = {"cancel": 4, "retry": 2, "rerun": 2, "rerun from": 2, "replay": 3}
+_WEIGHTS = {"cancel": 5, "retry": 2, "rerun": 2, "rerun from": 2, "replay": 3}
 #: A request that takes longer is made once more.
 _PATIENCE_SECONDS = 30.0
 #: What makes a run of any flow end well; the first is also a small number of elements.

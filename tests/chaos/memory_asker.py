@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -37,12 +37,12 @@ Act = Callable[[], Awaitable[Repeated | None]]
 class MemoryAsker:
     """Outlives engines. ``run`` goes on where it was cancelled."""
 
-    def __init__(self, broker: MemoryBroker, settings: Settings, log: Log, source: str) -> None:
+    def __init__(
+        self, broker: MemoryBroker, settings: Settings, log: Log, source: str, requests: Sequence[tuple[str, str, str]]
+    ) -> None:
         self._broker, self._settings, self._log, self._source = broker, settings, log, source
         self._actions = Actions(settings, broker, broker.sink())
-        #: Without it, nobody asks for anything.
-        self.requests = list(REQUESTS)
-        self._left: list[tuple[str, str, str]] | None = None
+        self._left = list(requests)
         self.asked: list[Asked] = []
         #: Replays, as events that were sent.
         self.sent: list[Sent] = []
@@ -50,7 +50,7 @@ class MemoryAsker:
     @property
     def is_done(self) -> bool:
         """Whether everything was asked for, and answered."""
-        return not self.requests if self._left is None else not self._left
+        return not self._left
 
     @property
     def made(self) -> set[str]:
@@ -59,8 +59,6 @@ class MemoryAsker:
 
     async def run(self) -> None:
         """Ask for everything."""
-        if self._left is None:
-            self._left = list(self.requests)
         while self._left:
             opened, ended = self._log.runs()
             for request in list(self._left):

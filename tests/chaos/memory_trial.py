@@ -24,7 +24,7 @@ from tests.chaos.doomed import DoomedBroker, DoomedExecutor
 from tests.chaos.engine_process import snapshots
 from tests.chaos.histories import Committed, Effect, Fault, Histories, Logged, Sent, Snapshot, read_lines
 from tests.chaos.lasting import LastingExecutor
-from tests.chaos.memory_asker import MemoryAsker
+from tests.chaos.memory_asker import REQUESTS, MemoryAsker
 from tests.chaos.points import Life
 from tests.chaos.resting import Log
 
@@ -47,10 +47,9 @@ EVENTS = (
     ("small", "h", 6),
     ("bad", "i", 7),
     ("bad", "j", 8),
-    ("long", "l", 3),
-    ("long", "m", 2),
-    ("kept", "k", 9),
 )
+#: More, for a person who asks for something: two that take seconds unless they are cancelled, one that stores a result.
+ASKED_EVENTS = (("long", "l", 3), ("long", "m", 2), ("kept", "k", 9))
 #: Replays of the event that nobody can read: their id, and what it is to be this time. The first is asked for twice.
 REPLAYS = (("mended", 7), ("mended", 7), ("broken", -1))
 FLOWS = {
@@ -63,7 +62,13 @@ class MemoryTrial:
     """``async with MemoryTrial(folder) as trial: histories = await trial.run([Life("intake: after poll"), Life()])``."""
 
     def __init__(
-        self, folder: Path, events: Sequence[tuple[str, str, int]] = EVENTS, app: str = "trial", *, is_narrow: bool = False
+        self,
+        folder: Path,
+        events: Sequence[tuple[str, str, int]] = (*EVENTS, *ASKED_EVENTS),
+        app: str = "trial",
+        *,
+        requests: Sequence[tuple[str, str, str]] = REQUESTS,
+        is_narrow: bool = False,
     ) -> None:
         """Several at a time need an ``app`` each, so that their runs are told apart, and share a folder.
 
@@ -83,7 +88,7 @@ class MemoryTrial:
         if is_narrow:
             self.settings = msgspec.structs.replace(self.settings, max_open_runs=2)
         self._log = Log(self.broker, self.settings)
-        self.asker = MemoryAsker(self.broker, self.settings, self._log, _SOURCE)
+        self.asker = MemoryAsker(self.broker, self.settings, self._log, _SOURCE, requests)
         self._late: list[Outgoing] = []
         self.sent: list[Sent] = []
         self.faults: list[Fault] = []

@@ -18,19 +18,24 @@ class Log:
 
     def __init__(self, broker: MemoryBroker, settings: Settings) -> None:
         self._broker, self._settings = broker, settings
+        #: What was looked at, and what was found there.
+        self._looked: dict[Partition, int] = {}
+        self._opened: set[str] = set()
+        self._ended: set[str] = set()
 
     def runs(self) -> tuple[set[str], set[str]]:
         """Those that were opened, and those that have ended."""
-        opened, ended = set(), set()
         for place in self.places(self._settings.states_topic):
-            for record in self._broker.log(place):
+            records = self._broker.log(place)[self._looked.get(place, 0) :]
+            self._looked[place] = self._looked.get(place, 0) + len(records)
+            for record in records:
                 headers = dict(record.headers)
                 kind, run_id = headers["ce_type"].decode(), headers["ce_subject"].decode()
                 if kind == "engine.flow_run.scheduled":
-                    opened.add(run_id)
+                    self._opened.add(run_id)
                 elif kind.startswith("engine.flow_run.") and kind.endswith(_ENDS):
-                    ended.add(run_id)
-        return opened, ended
+                    self._ended.add(run_id)
+        return self._opened, self._ended
 
     def places(self, topic: str) -> list[Partition]:
         """None before the first engine has made the topic."""

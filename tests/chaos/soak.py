@@ -33,7 +33,7 @@ class Plan(msgspec.Struct, frozen=True):
     events_per_second: float = 12.0
     gap_seconds: float = 1.5
     #: Mean seconds between two requests of a person.
-    asking_seconds: float = 1.5
+    asking_seconds: float = 0.8
     variant: str = "sound"
     session_seconds: float = 2.0
     rest_seconds: float = REST_SECONDS
