@@ -50,10 +50,11 @@ class Log:
         return all(committed.get(place, 0) == len(self._broker.log(place)) for place in places)
 
     def is_read(self, app: App) -> bool:
-        """Whether an engine has read the whole state topic."""
+        """Whether an engine has read the whole state topic, and has nothing to tell that is not on it."""
         places, ledgers = self.places(self._settings.states_topic), app._dispatcher._ledgers
         read = {place: ledger.next_offset for place in places if (ledger := ledgers.get(place[1])) is not None}
-        return bool(places) and all(read.get(place, -1) == len(self._broker.log(place)) for place in places)
+        is_read = bool(places) and all(read.get(place, -1) == len(self._broker.log(place)) for place in places)
+        return is_read and app._publisher._idle.is_set()
 
     def is_committed(self, app: App) -> bool:
         """Whether its latest checkpoints are."""
