@@ -89,6 +89,8 @@ class KafkaSink:
                 async with asyncio.timeout(self._delivery_seconds):
                     for batch in batches:
                         delivery = await producer.send_batch(batch.builder, batch.topic, partition=batch.partition)
+                        # Also where this write is cancelled: what becomes of it then is nobody's business any more.
+                        delivery.add_done_callback(_retrieved)
                         deliveries.append(delivery)
             except UNREACHABLE as error:
                 failure = self._connection.unavailable(error)
@@ -112,8 +114,6 @@ class KafkaSink:
             if self._producer is producer:
                 self._producer = None
                 await _stop(producer, 0)
-        for delivery in deliveries:
-            delivery.add_done_callback(lambda given_up: given_up.cancelled() or given_up.exception())
         if isinstance(failure, KafkaUnavailable):
             failure = await self._connection.why(failure, {(batch.topic, batch.partition) for batch in batches})
         raise failure
@@ -184,10 +184,19 @@ async def _stop(producer: Any, patience_seconds: float) -> None:
         # An idempotent producer of aiokafka tries for ever, and its stop() waits for that: only this makes it give up. What
         # its sender stumbles over then is no news, and what it does about that fails where there are no transactions.
         producer._sender.sender_task.remove_done_callback(producer._sender._fail_all)
-        producer._sender.sender_task.add_done_callback(lambda given_up: given_up.cancelled() or given_up.exception())
-        producer._message_accumulator.fail_all(KafkaError("given up"))
+        producer._sender.sender_task.add_done_callback(_retrieved)
+        held = producer._message_accumulator
+        held.fail_all(KafkaError("given up"))
+        for batch in [*held._pending_batches, *(batch for batches in held._batches.values() for batch in batches)]:
+            batch._drain_waiter.add_done_callback(_retrieved)
     try:
         await stopping
     except (KafkaError, KeyError):
         # A batch about to be tried again is no longer where aiokafka looks for it; its write has failed already.
         await producer.client.close()
+
+
+def _retrieved(given_up: asyncio.Future[Any]) -> None:
+    """Whoever wanted to know of its failure has heard of it, or has gone: asyncio need not say it once more."""
+    if not given_up.cancelled():
+        given_up.exception()

@@ -123,7 +123,9 @@ async def trial(two_brokers: TwoBrokers, dask: str) -> AsyncIterator[Trial]:
     await apps.close()
 
 
-async def test_too_few_replicas_in_sync_are_waited_for_and_named(trial: Trial, two_brokers: TwoBrokers, tmp_path: Path) -> None:
+async def test_too_few_replicas_in_sync_are_waited_for_and_named(
+    trial: Trial, two_brokers: TwoBrokers, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Events still come, and nothing can be made of them; what ran before has ended, and cannot say so."""
     app = trial.app
     await two_brokers.want_in_sync(1, trial.event_topics)
@@ -152,6 +154,8 @@ async def test_too_few_replicas_in_sync_are_waited_for_and_named(trial: Trial, t
         await trial.goes_on()
         await eventually(lambda: not trial.troubles, OUTAGE_SECONDS)
     assert app.ends(trial.run_id(sent.id, "in_turn"))
+    for noise in ("_fail_all", "given up"):
+        assert noise not in caplog.text, "giving a write up leaves no traceback in the log"
 
 
 async def test_a_broker_that_dies_leaves_its_partitions_to_the_other(trial: Trial, two_brokers: TwoBrokers) -> None:
