@@ -85,7 +85,7 @@ class _Trial:
             await asyncio.gather(nemesis.run(until), self._produce(until), self._asker.run(until))
             await stack.settled()
             self._say(f"the faults are over: {len(stack.faults)} notes in the log, {len(self._producer.sent)} sendings")
-            self._say(f"a person has asked {len(self._asker.asked)} times")
+            self._say(f"a person has made {len({one.request for one in self._asker.asked})} requests")
             are_over.set()
             await following
             await self._until(self._has_come_to_rest, "everything but the vigils to end")
