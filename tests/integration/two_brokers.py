@@ -78,11 +78,10 @@ class TwoBrokers:
         await self.second.stop()  # what is left of it
 
     async def want_in_sync(self, replicas: int, topics: Collection[str]) -> None:
-        """From now on a write to these topics, or a commit, needs so many replicas."""
+        """From now on a write to these topics needs so many replicas; until then it is one."""
         settings = {"min.insync.replicas": str(replicas)}
         async with _Admin(self.bootstrap) as admin:
-            wanted = [ConfigResource(ConfigResourceType.TOPIC, topic, configs=settings) for topic in (*topics, _OFFSETS)]
-            await admin.alter_configs(wanted)
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=settings) for topic in topics])
 
     async def are_whole(self, topics: Collection[str]) -> bool:
         """Whether both brokers keep all of these topics, and the groups' offsets, in sync, and lead some of each."""
