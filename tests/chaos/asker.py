@@ -144,6 +144,7 @@ class Asker:
                 continue
             except (AlreadyEnded, NotRepeatable, NotFound):
                 # It has ended meanwhile; or what the follower saw of its end does not count, and it is still open.
+                self._replays.pop(request, None)
                 return
             answered = msgspec.structs.replace(asked, at=time.time(), is_acknowledged=True)
             if done is not None:
