@@ -83,7 +83,8 @@ class FlowLoop(asyncio.AbstractEventLoop):
     def close_all(self) -> None:
         """Cancel what the flow has left behind, as ``asyncio.run`` does, and look at errors that it has not looked at."""
         for task in list(self._tasks):
-            task.cancel()
+            if not task.done():  # else its error would count as looked at
+                task.cancel()
         self.advance()
         for task in list(self._tasks):
             # asyncio says it of a task when Python forgets that, which may be long after the run is over.
