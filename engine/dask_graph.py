@@ -64,6 +64,11 @@ class DaskGraph:
         task = self._scheduler.tasks.get(key)
         return None if task is None or task.run_spec is None else task
 
+    def call_of(self, task: TaskState) -> Call | None:
+        """The call that a task stands for; None for what is no attempt of a call."""
+        spec = task.run_spec
+        return decode_call(spec.args[0]) if isinstance(spec, Task) and spec.func in (run_call, run_async_call) else None
+
     def has(self, key: str) -> bool:
         """Whether the scheduler has the task, and has not let its result go."""
         task = self._scheduler.tasks.get(key)

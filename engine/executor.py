@@ -73,6 +73,9 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     deaths: int = 0
     #: Another run whose stored value of this call may stand for its own, and how many attempts its flow had.
     reuse: tuple[str, int] | None = None
+    #: Where the attempt's time was over in a process that did not get on and was ended for it: when it began, and on which
+    #: worker. It is only reported then.
+    hung: tuple[float, str] | None = None
 
     @property
     def key(self) -> str:

@@ -164,6 +164,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def transition(self, key: Any, start: str, finish: str, *_: Any, **details: Any) -> None:
         """Tell the owner of a task that erred without a report of its own: its worker died, or could not load it."""
+        self._deaths.note(key, start, finish)
         if finish in ("memory", "erred") and key in self._parcels:
             reason = details.get("exception_text") or "its worker died"
             self.scheduler.loop.add_callback(self._parcels.ended, key, reason, finish == "memory")  # when Dask is done with it
