@@ -60,6 +60,7 @@ async def checkout(order: str, folder: str, topic: str) -> Any:
     except TaskFailed as error:
         first.append(error.type)
     began_at, chance = engine.now(), engine.random()
+    await step(folder, f"then {began_at.isoformat()} {chance}")
     await engine.sleep(0.2)
     paid = await engine.wait_for_event(
         topic, type="order.paid", where=lambda event: event.data.order == order, data=Paid, timeout_seconds=60
@@ -72,7 +73,7 @@ async def checkout(order: str, folder: str, topic: str) -> Any:
         "last": last,
         "rows": len(rows),
         "slept": (engine.now() - began_at).total_seconds() >= 0.2,
-        "chance": chance,
+        "then": f"then {began_at.isoformat()} {chance}",
     }
 
 
