@@ -214,7 +214,7 @@ class DaskGraph:
         """Make a task that waits until it is said what it stands for. Being no work, it then goes before all that is."""
         if (earlier := self._scheduler.tasks.get(key)) is not None:
             self._evict(earlier)  # of an earlier run of this id, see evict
-        task = self._scheduler.new_task(key, Task(key, pass_on, TaskRef(_GATE)), "released")
+        task = self._scheduler.new_task(key, _HELD_BACK, "released")
         task.priority = (-1_000, 0, 0)
         task.add_dependency(self._gate())
         self._scheduler.client_desires_keys([key], HOLDER)
@@ -300,6 +300,10 @@ class DaskGraph:
 def pass_on(value: Any) -> Any:
     """What runs on a worker for a task that stands for another one."""
     return value
+
+
+#: What is held back stands for until it is said: all for the same, because there may be many and it is never run.
+_HELD_BACK = Task("engine-held-back", pass_on, TaskRef(_GATE))
 
 
 def _task_of(key: str, call: Call, encoded: bytes) -> Task:

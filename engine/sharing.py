@@ -152,7 +152,8 @@ class Attached:
 
     def _collects(self, key: str) -> bool:
         task, index = _split(key)
-        return task == _COLLECT and logical(index) in _COLLECT_INDICES
+        is_final = self.final is not None and key == self.final.key
+        return task == _COLLECT and (is_final or logical(index) in _COLLECT_INDICES)
 
 
 async def attach(run_id: str, dask: str | Client | None = None, app: str | None = None) -> Attached:
