@@ -37,7 +37,7 @@ def total(values: list[int]) -> int:
 def spread_inside(number: int, waits: bool) -> Any:
     """A map over a generator, inside a task: waited for there, or returned."""
     elements = double.map(value for value in range(number))
-    return sum(elements.result()) if waits else total.spawn(elements)
+    return sum(handle.result() for handle in elements) if waits else total.spawn(elements)
 
 
 @task
