@@ -94,24 +94,27 @@ class Deaths:
 
         It is left to a worker because it depends on the task's policy, which it has and the scheduler has not, what comes next.
         """
-        suspects: list[Suspect] = []
-        calls: dict[str, Call] = {}
+        suspects: dict[str, tuple[Suspect, Call]] = {}
         now, clock = time.time(), time.monotonic()
+        places = taken = 0
         for key in death.processing:
             task = self._scheduler.tasks.get(key)
-            call = self._graph.call_of(task) if task is not None and task.state == "processing" else None
-            if call is None or call.timeout_seconds is None or call.hung is not None:
+            if task is None or task.state != "processing":
                 continue
-            known, calls[key] = known_of(key), call
-            has_begun = known is not None and (known.state, known.attempt) == (State.RUNNING, call.attempt)
-            begun_seconds = now - known.started_at if known is not None and has_begun else None
-            suspects.append(Suspect(key, call.timeout_seconds, clock - self._given_at.get(key, clock), begun_seconds))
-        found = hung(suspects)
+            places = places or task.processing_on.nthreads
+            call, known = self._graph.call_of(task), known_of(key)
+            has_begun = known is not None and known.state is State.RUNNING and known.worker == death.worker
+            if has_begun and task not in task.processing_on.long_running:
+                taken += 1
+            if call is not None and call.timeout_seconds is not None and call.hung is None:
+                begun = now - known.started_at if known is not None and has_begun else None
+                given = clock - self._given_at.get(key, clock)
+                suspects[key] = Suspect(key, call.timeout_seconds, given, begun), call
+        found = hung([suspect for suspect, _ in suspects.values()], is_full=0 < places <= taken)
         for key in found:
-            known, began_at = known_of(key), now - clock + self._given_at.get(key, clock)
-            if known is not None and known.state is State.RUNNING:
-                began_at = known.started_at
-            self._graph.replace(self._scheduler.tasks[key], msgspec.structs.replace(calls[key], hung=(began_at, death.worker)))
+            suspect, call = suspects[key]
+            seconds = suspect.given_seconds if suspect.begun_seconds is None else suspect.begun_seconds
+            self._graph.replace(self._scheduler.tasks[key], msgspec.structs.replace(call, hung=(now - seconds, death.worker)))
         # It is known what the worker died of, so Dask need not count that against whoever was there.
         for key in death.processing if found else ():
             if (task := self._scheduler.tasks.get(key)) is not None and task.suspicious:

@@ -33,11 +33,12 @@ class Suspect(msgspec.Struct, frozen=True):
         return since_seconds - self.timeout_seconds - ENDED_AFTER_SECONDS
 
 
-def hung(suspects: Sequence[Suspect]) -> list[str]:
+def hung(suspects: Sequence[Suspect], *, is_full: bool = False) -> list[str]:
     """Keys of the attempts whose time had been over so long that the kernel ended their process; mostly none.
 
     Had they been well, they would have ended or been told stuck before. One of which nobody knows whether it had begun is
-    taken for it only where there is no other: it is better to run an attempt once too often than to blame the wrong one.
+    taken for it only where there is no other, and not where the worker ``is_full`` of those that had: it is better to run an
+    attempt once too often than to blame the wrong one.
     """
     known = [
         suspect.key
@@ -45,7 +46,7 @@ def hung(suspects: Sequence[Suspect]) -> list[str]:
         if suspect.begun_seconds is not None
         and -_SKEW_SECONDS <= suspect.overdue_seconds(suspect.begun_seconds) <= _LATE_SECONDS
     ]
-    if known:
+    if known or is_full:
         return known
     unknown = [
         suspect.key

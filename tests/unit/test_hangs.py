@@ -37,5 +37,11 @@ def test_of_several_that_may_not_have_begun_none_is_blamed() -> None:
     assert hung([suspect("a", 0.1), suspect("b", 0.2)]) == []
 
 
+def test_where_every_place_on_the_worker_was_taken_by_others_it_had_not_begun() -> None:
+    """As where a worker dies for want of memory, with a task behind those that it ran."""
+    assert hung([suspect("a", 0.1)], is_full=True) == []
+    assert hung([suspect("a", 0.1), suspect("b", 0.2, 0.1)], is_full=True) == ["b"]
+
+
 def test_one_that_has_begun_goes_before_those_that_may_not_have() -> None:
     assert hung([suspect("a", 0.1), suspect("b", 0.2, 0.1)]) == ["b"]
