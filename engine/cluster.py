@@ -15,15 +15,16 @@ from typing import Any
 
 from distributed import Client, LocalCluster, fire_and_forget
 
+from engine.dask_answers import VERSION
 from engine.dask_clients import close_client, open_client
 from engine.dask_logs import LOGS
 from engine.errors import DaskUnavailable
-from engine.executor import Call, Listener, Submission, decode_reports, encode_call
+from engine.executor import Call, Listener, RunEnd, Submission, decode_reports, encode_call, encode_end
 from engine.logs import logger
 from engine.parcels import Parcel, decode_outcomes, encode_parcel
 from engine.reporter import ReportPlugin, ResultsPlugin, warm_up
 from engine.run_logs import LogMail, decode_mail
-from engine.scheduler import NAME, PARCELS, REFUSED, VERSION, RunsPlugin
+from engine.scheduler import NAME, PARCELS, REFUSED, RunsPlugin
 
 #: How often the connection is looked at.
 _WATCH_SECONDS = 0.5
@@ -115,9 +116,10 @@ class Cluster:
             raise LookupError(f"the result of {call.key} is not on the cluster any more")
         return answer["data"][call.key]
 
-    def release(self, run_id: str, keep_seconds: float) -> None:
+    def release(self, run_id: str, keep_seconds: float, end: RunEnd | None = None) -> None:
         """See engine.executor.Executor."""
-        self._send({"op": "engine-release", "run_id": run_id, "keep_seconds": keep_seconds})
+        told = None if end is None else encode_end(end)
+        self._send({"op": "engine-release", "run_id": run_id, "keep_seconds": keep_seconds, "end": told})
 
     def cancel(self, run_id: str) -> None:
         """See engine.executor.Executor."""
@@ -139,7 +141,7 @@ class Cluster:
 
     def _submit(self, submissions: Sequence[Submission]) -> None:
         runs = [
-            (one.run_id, one.partition, one.epoch, one.is_anew, [encode_call(call) for call in one.calls])
+            (one.run_id, one.partition, one.epoch, one.is_anew, one.is_tried_again, [encode_call(call) for call in one.calls])
             for one in submissions
         ]
         self._send({"op": "engine-submit", "app": self._app, "runs": runs})

@@ -6,7 +6,7 @@ Runs inside the scheduler, in its event loop; with the other rooms of the cluste
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from distributed.scheduler import TaskState
 
 from engine.dask_graph import HOLDER, DaskGraph
 from engine.executor import Call, Report, decode_call
+from engine.hangs import Suspect, hung
 from engine.states import Failure, State
 
 #: The type of the error of a RETRYING that says so, and its reason.
@@ -67,6 +68,15 @@ class Deaths:
         self._graph = graph
         #: Lost results that nobody needs: not wanted while Dask looks which it has to make again.
         self._spared: list[TaskState] = []
+        #: Since when, by the clock that only goes on, each task is with a worker.
+        self._given_at: dict[Any, float] = {}
+
+    def note(self, key: Any, start: str, finish: str) -> None:
+        """A task was given to a worker, or is no longer with one; called for every step that any task takes."""
+        if finish == "processing":
+            self._given_at[key] = time.monotonic()
+        elif start == "processing":
+            self._given_at.pop(key, None)
 
     def hear(self, death: Death, known_of: Callable[[str], Report | None]) -> list[Report]:
         """A worker is gone; answers what is to be told of that.
@@ -76,12 +86,45 @@ class Deaths:
         if death.worker in self._scheduler.workers:
             return []  # whoever wrote that into the log of events
         self._spare(death, known_of)
-        return self._run_again(death, known_of)
+        hung = [] if death.is_expected else self._end_hung(death, known_of)
+        return self._run_again(death, hung, known_of)
 
-    def _run_again(self, death: Death, known_of: Callable[[str], Report | None]) -> list[Report]:
+    def _end_hung(self, death: Death, known_of: Callable[[str], Report | None]) -> list[str]:
+        """Of the attempts that the process was ended for another worker only says so: their time was over.
+
+        It is left to a worker because it depends on the task's policy, which it has and the scheduler has not, what comes next.
+        """
+        suspects: dict[str, tuple[Suspect, Call]] = {}
+        now, clock = time.time(), time.monotonic()
+        places = taken = 0
+        for key in death.processing:
+            task = self._scheduler.tasks.get(key)
+            if task is None or task.state != "processing":
+                continue
+            places = places or task.processing_on.nthreads
+            call, known = self._graph.call_of(task), known_of(key)
+            has_begun = known is not None and known.state is State.RUNNING and known.worker == death.worker
+            if has_begun and task not in task.processing_on.long_running:
+                taken += 1
+            if call is not None and call.timeout_seconds is not None and call.hung is None:
+                begun = now - known.started_at if known is not None and has_begun else None
+                given = clock - self._given_at.get(key, clock)
+                suspects[key] = Suspect(key, call.timeout_seconds, given, begun), call
+        found = hung([suspect for suspect, _ in suspects.values()], is_full=0 < places <= taken)
+        for key in found:
+            suspect, call = suspects[key]
+            seconds = suspect.given_seconds if suspect.begun_seconds is None else suspect.begun_seconds
+            self._graph.replace(self._scheduler.tasks[key], msgspec.structs.replace(call, hung=(now - seconds, death.worker)))
+        # It is known what the worker died of, so Dask need not count that against whoever was there.
+        for key in death.processing if found else ():
+            if (task := self._scheduler.tasks.get(key)) is not None and task.suspicious:
+                task.suspicious -= 1
+        return found
+
+    def _run_again(self, death: Death, hung: Sequence[str], known_of: Callable[[str], Report | None]) -> list[Report]:
         """Reports of the tasks that had begun there: they run again by themselves, and that is their next attempt."""
         told: list[Report] = []
-        for key in death.processing:
+        for key in death.processing.difference(hung):
             known, task = known_of(key), self._scheduler.tasks.get(key)
             if known is None or known.state is not State.RUNNING or known.worker != death.worker:
                 continue  # it had not begun, or has said how it ended

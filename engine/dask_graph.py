@@ -5,6 +5,7 @@ Runs inside the scheduler, in its event loop; with the other rooms of the cluste
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -23,6 +24,8 @@ from engine.turns import GUESS_SECONDS, Turns, priority
 HOLDER = "engine-runs"
 #: A task that never ends. What is not to run yet depends on it.
 _GATE = "engine-gate"
+#: How the pseudo-clients are called that hold what runs have: ours, and those of their names.
+_OURS = (HOLDER, "variable-run-", "queue-run-")
 #: Runs of so many calls at most are kept together, where each takes a worker no longer than this.
 _SMALL_RUN = 16
 _QUICK_SECONDS = 0.02
@@ -60,6 +63,11 @@ class DaskGraph:
         """A task that the scheduler knows and can run."""
         task = self._scheduler.tasks.get(key)
         return None if task is None or task.run_spec is None else task
+
+    def call_of(self, task: TaskState) -> Call | None:
+        """The call that a task stands for; None for what is no attempt of a call."""
+        spec = task.run_spec
+        return decode_call(spec.args[0]) if isinstance(spec, Task) and spec.func in (run_call, run_async_call) else None
 
     def has(self, key: str) -> bool:
         """Whether the scheduler has the task, and has not let its result go."""
@@ -174,13 +182,17 @@ class DaskGraph:
         all that depends on it, until the engine submits the next attempt.
         """
         task = self._scheduler.tasks.get(key)
-        if task is None or task.state != "processing":
-            return
+        if task is not None and task.state == "processing":
+            task.add_dependency(self._gate())
+
+    def _gate(self) -> TaskState:
         gate = self._scheduler.tasks.get(_GATE)
         if gate is None:
             gate = self._scheduler.new_task(_GATE, None, "waiting")
             gate.waiting_on = {gate}
-        task.add_dependency(gate)
+            # Else Dask would let it go with the last that waits behind it, and take it for a task when the next one comes.
+            self._scheduler.client_desires_keys([_GATE], HOLDER)
+        return gate
 
     def go_on_with(self, continuation: Call) -> None:
         """A task has returned what its children are still at: from now on its key stands for what puts that together.
@@ -191,16 +203,57 @@ class DaskGraph:
         task = tasks.get(continuation.key)
         if task is None or task.state != "processing":
             return
-        for needed in list(task.dependencies):
-            _unlink(task, needed)
         children = [tasks.get(key) for key in continuation.dependencies]
         if any(child is None or child.state == "erred" for child in children):
             # It can have no value; the report of the child that failed has said why. With nothing to wait for it fails.
             continuation = msgspec.structs.replace(continuation, function="engine.spawning:lose", dependencies=(), places=())
             children = []
-        task.run_spec = _task_of(task.key, continuation, encode_call(continuation))
-        for child in children:
-            task.add_dependency(child)
+        _turn_into(task, _task_of(task.key, continuation, encode_call(continuation)), children)
+
+    def hold_back(self, key: str) -> None:
+        """Make a task that waits until it is said what it stands for. Being no work, it then goes before all that is."""
+        if (earlier := self._scheduler.tasks.get(key)) is not None:
+            self._evict(earlier)  # of an earlier run of this id, see evict
+        task = self._scheduler.new_task(key, _HELD_BACK, "released")
+        task.priority = (-1_000, 0, 0)
+        task.add_dependency(self._gate())
+        self._scheduler.client_desires_keys([key], HOLDER)
+        self._scheduler.transitions({key: "waiting"}, f"engine-hold-back-{time.time()}")
+
+    def stand_for(self, key: str, given: Call | str) -> bool:
+        """What was held back gives what this call gives, or this key; False where there is none of that."""
+        task, needed = self._scheduler.tasks[key], []
+        if isinstance(given, str):
+            if (giver := self._scheduler.tasks.get(given)) is None:
+                return False
+            spec, needed = Task(key, pass_on, TaskRef(given)), [giver]
+        else:
+            spec = _task_of(key, given, encode_call(given))
+        _turn_into(task, spec, needed)
+        self._scheduler.transitions({key: "released"}, f"engine-stand-for-{time.time()}")
+        return True
+
+    def fail(self, key: str, error: Exception) -> None:
+        """What was held back will have no value, because of this."""
+        task = self._scheduler.tasks[key]
+        task.exception, task.exception_text, task.exception_blame = pickle.dumps(error), repr(error), task
+        self._scheduler.transitions({key: "erred"}, f"engine-fail-{time.time()}")
+
+    def is_wanted(self, key: str) -> bool:
+        """Whether anybody but us has the future of a task, or of what somebody else has put on top of it."""
+        task = self._scheduler.tasks.get(key)
+        if task is None:
+            return False
+        if any(not state.client_key.startswith(_OURS) for state in task.who_wants or ()):
+            return True
+        return any(run_of(str(dependent.key)) != run_of(key) for dependent in task.dependents)
+
+    def cancel(self, keys: Iterable[str]) -> None:
+        """Who waits for one of these elsewhere waits in vain: their futures, and all on top of them, are cancelled."""
+        for key in keys:
+            task = self._scheduler.tasks.get(key)
+            if task is not None and task.state not in ("memory", "erred") and self.is_wanted(key):
+                self._evict(task)
 
     def release(self, keys: Iterable[str]) -> None:
         """We want these no longer."""
@@ -244,9 +297,26 @@ class DaskGraph:
             self._scheduler.transitions({key: "forgotten"}, f"engine-evict-{time.time()}")
 
 
+def pass_on(value: Any) -> Any:
+    """What runs on a worker for a task that stands for another one."""
+    return value
+
+
+#: What is held back stands for until it is said: all for the same, because there may be many and it is never run.
+_HELD_BACK = Task("engine-held-back", pass_on, TaskRef(_GATE))
+
+
 def _task_of(key: str, call: Call, encoded: bytes) -> Task:
     run: Any = run_async_call if call.is_async else run_call
     return Task(key, run, encoded, *[TaskRef(needed) for needed in call.dependencies])
+
+
+def _turn_into(task: TaskState, spec: Task, needed: Iterable[TaskState]) -> None:
+    for before in list(task.dependencies):
+        _unlink(task, before)
+    task.run_spec = spec
+    for dependency in needed:
+        task.add_dependency(dependency)
 
 
 def _unlink(task: TaskState, needed: TaskState) -> None:

@@ -6,6 +6,7 @@ the submit or the release that it belongs to.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 
 from distributed import Scheduler
@@ -31,13 +32,25 @@ class Names:
         """Put the final future into the run's Variable, as ``Variable.set`` would."""
         name = variable_of(run_id)
         self._scheduler.client_desires_keys([key], f"variable-{name}")
-        self._scheduler.extensions["variables"].variables[name] = {"type": "Future", "value": key}
+        variables = self._scheduler.extensions["variables"]
+        variables.variables[name] = {"type": "Future", "value": key}
+        if variables.started._waiters:  # somebody asked before the run began
+            self._scheduler.loop.add_callback(_wake, variables.started)
+
+    def is_fetched(self, run_id: str, key: str) -> bool:
+        """Whether somebody was just given the final future, and has not yet said that they hold it."""
+        return bool(self._scheduler.extensions["variables"].waiting.get((key, variable_of(run_id))))
 
     def drop_variable(self, run_id: str) -> None:
         """The run's final future is not to be had by its name any more."""
         name = variable_of(run_id)
-        record = self._scheduler.extensions["variables"].variables.pop(name, None)
+        variables = self._scheduler.extensions["variables"]
+        record = variables.variables.pop(name, None)
         self._drop_holder(f"variable-{name}", [] if record is None else [record["value"]])
+        if record is not None and not self.is_fetched(run_id, record["value"]):
+            # What distributed leaves of every ``Variable.get``.
+            variables.waiting.pop((record["value"], name), None)
+            variables.waiting_conditions.pop(name, None)
 
     def enqueue(self, run_id: str, keys: Sequence[str]) -> None:
         """Put the futures of children into the run's Queue, as ``Queue.put`` would, for whoever wants to follow them."""
@@ -64,3 +77,8 @@ class Names:
         if holder in self._scheduler.clients:
             self._scheduler.client_releases_keys(list(keys), holder)
             self._scheduler.clients.pop(holder, None)  # distributed itself never removes these
+
+
+async def _wake(condition: asyncio.Condition) -> None:
+    async with condition:
+        condition.notify_all()

@@ -10,7 +10,7 @@ from engine.executor import Report
 class HeldRun:
     """A run whose keys the scheduler keeps."""
 
-    __slots__ = ("client", "keys", "reports", "shared", "slot", "spawned")
+    __slots__ = ("client", "final", "keys", "promise", "reports", "shared", "slot", "spawned")
 
     def __init__(self, slot: tuple[str, int], client: str) -> None:
         #: App and partition, and the client of the engine that owns it.
@@ -21,7 +21,15 @@ class HeldRun:
         #: The latest report of each call, in the order of their ends: a flow that is gone through again hears them so.
         self.reports: dict[str, Report] = {}
         self.spawned: list[Report] = []
+        #: The call that gives the flow's result, as far as it is known; what stands for it until the run ends, where anything
+        #: does; and which of the two is in the run's Variable.
+        self.final: str | None = None
+        self.promise: str | None = None
         self.shared: str | None = None
+
+    def all_keys(self) -> list[str]:
+        """What it has on the scheduler."""
+        return [*self.keys.values(), *([self.promise] if self.promise is not None else [])]
 
     def hear(self, report: Report) -> None:
         """Keep what a call has come to; what it has started is kept beside that, in ``spawned``."""

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-__all__ = ["GRACE_SECONDS", "TimeIsOver", "Watchdog", "run_within", "stop", "end_hung_process"]
+__all__ = ["ENDED_AFTER_SECONDS", "GRACE_SECONDS", "TimeIsOver", "Watchdog", "run_within", "guard", "stop", "end_hung_process"]
 
 #: How long code may take to leave once its time is over, until it counts as stuck.
 GRACE_SECONDS = 2.0
@@ -30,6 +30,8 @@ _AGAIN_SECONDS = 0.05
 _CLEAN_UP_SHARE = 0.5
 #: How long after a thread should have been told stuck the kernel ends a process that could not tell.
 _HUNG_SECONDS = 1.0
+#: How long after the first deadline in it such a process ends.
+ENDED_AFTER_SECONDS = GRACE_SECONDS + _HUNG_SECONDS
 
 #: Takes the frame at which the code is stuck, None where it has just ended. Called in the watchdog's thread; must not wait.
 OnStuck = Callable[[FrameType | None], None]
@@ -206,6 +208,19 @@ def run_within(
         watchdog.remove(watch)  # that one may have hit the line above; there is no second
         error.is_stuck = watch.is_stuck
         raise
+
+
+def guard(timeout_seconds: float | None, watchdog: Watchdog = _watchdog) -> Callable[[], None]:
+    """For code that is stopped otherwise, on an event loop: where that does not get on for so long, the process is ended.
+
+    Answers what says that the code is through.
+    """
+    if timeout_seconds is None:
+        return lambda: None
+    watch = _Watch(time.monotonic() + timeout_seconds, GRACE_SECONDS, lambda frame: None, "")
+    watch.is_open = False  # nothing is raised in its thread
+    watchdog.add(watch)
+    return lambda: watchdog.remove(watch)
 
 
 def stop(name: str) -> bool:

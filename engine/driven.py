@@ -15,7 +15,7 @@ from engine.telemetry import attempt_context, is_sampled
 class Driven:
     """One run that the driver leads. It is replaced when its flow is tried again."""
 
-    __slots__ = ("_has_submitted", "_held", "_timers", "_undecided", "context", "envelope", "ledger", "progress")
+    __slots__ = ("_held", "_timers", "_undecided", "context", "envelope", "has_submitted", "ledger", "progress")
 
     def __init__(self, progress: Progress, ledger: Ledger, app: str, context: str) -> None:
         self.progress = progress
@@ -24,7 +24,8 @@ class Driven:
         self.envelope = Envelope.of(app, progress.run.run_id)
         #: The run's span.
         self.context = context
-        self._has_submitted = False
+        #: Whether the cluster has heard of it from this owner.
+        self.has_submitted = False
         #: Retries, sleeps and timeouts that are to come, by index.
         self._timers: dict[str, asyncio.TimerHandle] = {}
         #: Changes that only this engine could tell and that are not on the topic yet, and the calls that follow from them.
@@ -44,20 +45,22 @@ class Driven:
         return attempt_context(parent, change.task_run_id, change.attempt)
 
     def submission(self, calls: Sequence[Call]) -> Submission | None:
-        """These calls as they are to be submitted; None where there are none, or where they have to wait."""
+        """These calls as they are to be submitted; None where there are none, or where they have to wait.
+
+        Without calls, too, an open run is submitted once: its final future is there from then on.
+        """
         if self._undecided:
             self._held += calls
             return None
-        if not calls:
+        if not calls and (self.has_submitted or self.progress.run.state.is_end):
             return None
-        ledger = self.ledger
-        made = Submission(self.run_id, ledger.partition, ledger.epoch, tuple(calls), not self._has_submitted)
-        self._has_submitted = True
-        return made
+        ledger, is_tried_again = self.ledger, self.progress.policy is not None
+        is_anew, self.has_submitted = not self.has_submitted, True
+        return Submission(self.run_id, ledger.partition, ledger.epoch, tuple(calls), is_anew, is_tried_again)
 
     def begin_anew(self) -> None:
         """The cluster knows nothing of it any more."""
-        self._has_submitted = False
+        self.has_submitted = False
 
     def decide(self) -> None:
         """This engine alone knows of something that it is about to tell: what follows waits until it is on the topic.

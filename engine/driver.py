@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.awaited import AwaitedEvents
 from engine.driven import Driven
-from engine.endings import cancelled
+from engine.endings import cancelled, end_of
 from engine.executor import Call, Executor, Report, Submission
 from engine.feeder import Feeder
 from engine.flows import Flow
@@ -27,7 +27,7 @@ from engine.publisher import Publisher
 from engine.recovery import heard
 from engine.runs import FlowRun
 from engine.settings import Settings
-from engine.states import Failure
+from engine.states import Failure, StateChange
 from engine.steps import Step
 from engine.telemetry import Tracer, run_context
 from engine.waitlist import Waitlist
@@ -292,7 +292,7 @@ class Driver:
             self._wake.set()
 
     def _submit(self, driven: Driven, calls: Sequence[Call], submissions: list[Submission]) -> None:
-        if calls and (submission := driven.submission(calls)) is not None:
+        if (calls or not driven.has_submitted) and (submission := driven.submission(calls)) is not None:
             submissions.append(submission)
 
     def _decided(self, driven: Driven) -> None:
@@ -316,7 +316,7 @@ class Driver:
             log_failure(change, driven.context)
             parent = driven.context_of(change)
             ends = change.is_flow_run and change.state.is_end
-            on_acknowledged: Callable[[], None] | None = functools.partial(self._ended, driven) if ends else None
+            on_acknowledged: Callable[[], None] | None = functools.partial(self._ended, driven, change) if ends else None
             if is_decision and on_acknowledged is None:
                 driven.decide()
                 on_acknowledged = functools.partial(self._decided, driven)
@@ -330,14 +330,14 @@ class Driver:
         self.waitlist.end(ledger, run)
         self.nudge()
 
-    def _ended(self, driven: Driven) -> None:
+    def _ended(self, driven: Driven, end: StateChange) -> None:
         """The run's end is safely on the state topic: only now may the cluster and the ledger let it go."""
         run_id = driven.run_id
         if self._is_ours(driven):
             self._forget(run_id)
             driven.ledger.close(run_id)
             keep_seconds = self._settings.result_ttl_seconds if driven.progress.keeps_result else 0.0
-            self._executor.release(run_id, keep_seconds)
+            self._executor.release(run_id, keep_seconds, end_of(end, driven.progress.outcome))
             self.nudge()
 
     def _forget(self, run_id: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from engine.cancellations import CANCELLED
-from engine.executor import Report
+from engine.executor import Report, RunEnd
 from engine.planning import Outcome
 from engine.retries import Retry, judge_named, next_wait_seconds
 from engine.runs import FlowRun
@@ -39,6 +39,13 @@ def ending(
     if wait_seconds is None:
         return Ending(state, {"error": error})
     return Ending(State.RETRYING, {"error": error, "next_attempt_at": later(utc(now), wait_seconds)}, wait_seconds)
+
+
+def end_of(change: StateChange, outcome: Outcome | None) -> RunEnd | None:
+    """What the run's last change says to those who have its final future; None where its final call has said all."""
+    if change.error is not None:
+        return RunEnd(change.error, change.state is State.CRASHED)
+    return None if outcome is None or outcome.call is None else RunEnd(result=outcome.call)
 
 
 def cancelled(run: FlowRun, at: float, epoch: int) -> list[StateChange]:

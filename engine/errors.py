@@ -271,21 +271,22 @@ class ResultStoreError(EngineError):
 class TaskTimeout(EngineError):
     """Raised inside a task that ran longer than its ``timeout_seconds``. It counts as a failed attempt.
 
-    Code that cannot be stopped, such as a call into C that waits, fails its task all the same after a short grace;
-    ``is_restarted`` says that its worker process was then started anew. Give such calls a timeout of their own.
+    Code that cannot be stopped, such as a call into C that waits, fails its task all the same after a short grace. It then goes
+    on (``how`` is "abandoned"), or its process was started anew: "restarted", or "ended" where nothing in it got on.
     """
 
-    def __init__(self, task: str, timeout_seconds: float, is_stuck: bool = False, is_restarted: bool = False) -> None:
-        super().__init__(task, timeout_seconds, is_stuck, is_restarted)
-        self.task, self.timeout_seconds = task, timeout_seconds
-        self.is_stuck, self.is_restarted = is_stuck, is_restarted
+    def __init__(self, task: str, timeout_seconds: float, how: str = "") -> None:
+        super().__init__(task, timeout_seconds, how)
+        self.task, self.timeout_seconds, self.how = task, timeout_seconds, how
 
     def __str__(self) -> str:
         text = f"task {self.task} ran longer than its timeout of {self.timeout_seconds:g} s"
-        if not self.is_stuck:
-            return text
-        what = "the worker process was restarted" if self.is_restarted else "it goes on in its thread"
-        return f"{text} and its code could not be stopped: {what}. Give what it waits for a timeout of its own."
+        if self.how == "ended":
+            what = "its worker process was ended and started anew; its standard error has the stacks"
+            return f"{text} while code held the interpreter: {what}. Give such code bounds, or a process of its own."
+        what = "the worker process was restarted" if self.how == "restarted" else "it goes on in its thread"
+        told = f"{text} and its code could not be stopped: {what}. Give what it waits for a timeout of its own."
+        return told if self.how else text
 
 
 class NoAttempt(EngineError):

@@ -21,6 +21,8 @@ Place = tuple[int, int, int]
 VALUE, LIST, ITEM = 0, 1, 2
 
 
+#: The index of a run's final future, where that is none of its calls'.
+FINAL = "final"
 #: What the states say of a task whose value was in the result store already.
 TAKEN = "taken from the result store"
 
@@ -71,6 +73,9 @@ class Call(msgspec.Struct, frozen=True, array_like=True, gc=False):
     deaths: int = 0
     #: Another run whose stored value of this call may stand for its own, and how many attempts its flow had.
     reuse: tuple[str, int] | None = None
+    #: Where the attempt's time was over in a process that did not get on and was ended for it: when it began, and on which
+    #: worker. It is only reported then.
+    hung: tuple[float, str] | None = None
 
     @property
     def key(self) -> str:
@@ -96,6 +101,18 @@ class Submission(msgspec.Struct, frozen=True):
     calls: tuple[Call, ...]
     #: Whether it is this owner's first of the run: what the cluster has heard of it is told again.
     is_anew: bool = False
+    #: Whether its flow may be tried again: then no call of this attempt is sure to give the run's result.
+    is_tried_again: bool = False
+
+
+class RunEnd(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How a run has ended, for whoever has its final future; where it says nothing, its final call gives the result."""
+
+    #: Why it has no result, and whether that is the infrastructure's fault.
+    error: Failure | None = None
+    is_crash: bool = False
+    #: What gives the result where no call of the run did.
+    result: Call | None = None
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -158,6 +175,8 @@ class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):
 #: Reports as they travel from worker to scheduler to engine, and calls the other way.
 encode_reports = msgspec.msgpack.Encoder().encode
 decode_reports = msgspec.msgpack.Decoder(list[Report]).decode
+encode_end = msgspec.msgpack.Encoder().encode
+decode_end = msgspec.msgpack.Decoder(RunEnd).decode
 encode_call = msgspec.msgpack.Encoder().encode
 decode_call = msgspec.msgpack.Decoder(Call).decode
 
@@ -207,11 +226,12 @@ class Executor(Protocol):
     def submit(self, submissions: Sequence[Submission]) -> None:
         """Submit all in one message. What the cluster has already is attached to, not run again.
 
+        With a run's first submission, which may be without calls, its final future is there for whoever asks.
         A call that waits for its next attempt is run when it is submitted with a higher attempt than before.
         """
         ...
 
-    def release(self, run_id: str, keep_seconds: float) -> None:
+    def release(self, run_id: str, keep_seconds: float, end: RunEnd | None = None) -> None:
         """The run's end is safely on the state topic: its results may go, after ``keep_seconds``."""
         ...
 

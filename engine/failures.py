@@ -6,6 +6,7 @@ Its ``__str__`` may be broken, its text no Unicode, its traceback endless: somet
 from __future__ import annotations
 
 import traceback
+from types import FrameType
 
 from engine.errors import TaskCrashed, TaskFailed
 from engine.states import Failure, State
@@ -31,6 +32,16 @@ def failure_of(error: BaseException, own_files: tuple[str, ...] = ()) -> Failure
     except Exception as broken:  # as above
         text = f"<its traceback cannot be had: {type(broken).__name__}>"
     return Failure(type(error).__qualname__, sendable(message[:MAX_MESSAGE]), sendable(text[-MAX_TRACEBACK:]))
+
+
+def stack_of(frame: FrameType | None, own_files: tuple[str, ...] = ()) -> str:
+    """Where code is that does not come back, as text, without the frames at its top that are in ``own_files``."""
+    frames: list[FrameType] = []
+    while frame is not None and frame.f_code.co_filename not in own_files:
+        frames.append(frame)
+        frame = frame.f_back
+    lines = [traceback.format_stack(at, limit=1)[0] for at in reversed(frames)]
+    return sendable("".join(["It is stuck here (most recent call last):\n", *lines])[-MAX_TRACEBACK:])
 
 
 def state_of(error: BaseException) -> State:

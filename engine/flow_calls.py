@@ -13,7 +13,7 @@ import msgspec
 
 from engine.arguments import Dumped, ElementOf, Input, ItemOf, dump
 from engine.errors import FlowChanged, TooManyTasks, WiringError
-from engine.executor import Call
+from engine.executor import FINAL, Call
 from engine.flows import Flow
 from engine.handles import Handle, MapHandle, Unmapped
 from engine.planning import Advance, Limits, Outcome, PlannedCall, PlannedMap
@@ -178,7 +178,10 @@ class FlowCalls:
         result = None if dumped.inputs else self._inline(returned)
         if result is None:
             planned.append(PlannedCall(self._new_call("result", None, dumped.data, is_final=True), dumped.inputs))
-        self._advance.outcome = Outcome(State.COMPLETED, result=result)
+        # What has neither waited nor called anything is over before anybody could ask for its result.
+        is_asked = result is not None and (self._flow.is_async or self._flow.retry is not None or bool(self._called))
+        call = self._new_call(FINAL, None, dumped.data) if is_asked else None
+        self._advance.outcome = Outcome(State.COMPLETED, result=result, call=call)
 
     def _mark_taken(self, returned: Dumped) -> None:
         """Tell the calls whose value others take; in an async flow nobody knows, so there all are told."""

@@ -16,6 +16,9 @@ from typing import Any, NoReturn
 
 from engine.errors import WiringError
 
+#: Errors that nobody looked at are kept until they are asked for: so many, and of the others only how many there were.
+MAX_LOST = 20
+
 #: Asks for a timer: (when, callback). Answers what cancels it.
 SetTimer = Callable[[float, Callable[[], None]], Callable[[], None]]
 
@@ -30,6 +33,7 @@ class FlowLoop(asyncio.AbstractEventLoop):
         self._ready: deque[events.Handle] = deque()
         self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self._lost: list[BaseException] = []
+        self._more_lost = 0
 
     def advance(self) -> None:
         """Run until everything waits."""
@@ -77,10 +81,15 @@ class FlowLoop(asyncio.AbstractEventLoop):
         return task
 
     def close_all(self) -> None:
-        """Cancel what the flow has left behind, as ``asyncio.run`` does."""
+        """Cancel what the flow has left behind, as ``asyncio.run`` does, and look at errors that it has not looked at."""
         for task in list(self._tasks):
-            task.cancel()
+            if not task.done():  # else its error would count as looked at
+                task.cancel()
         self.advance()
+        for task in list(self._tasks):
+            # asyncio says it of a task when Python forgets that, which may be long after the run is over.
+            if task.done() and getattr(task, "_log_traceback", False) and (error := task.exception()) is not None:
+                self._lose(error)
 
     def get_debug(self) -> bool:
         """Never: it would look at the clock."""
@@ -98,11 +107,18 @@ class FlowLoop(asyncio.AbstractEventLoop):
         """An error that nobody looked at: a task that was dropped."""
         error = context.get("exception")
         if isinstance(error, BaseException):
-            self._lost.append(error)
+            self._lose(error)
 
-    def take_lost(self) -> list[BaseException]:
-        """The errors of tasks that nobody looked at since this was asked last, as asyncio reports them."""
-        lost, self._lost = self._lost, []
+    def _lose(self, error: BaseException) -> None:
+        if len(self._lost) < MAX_LOST:
+            self._lost.append(error)
+        else:
+            self._more_lost += 1
+
+    def take_lost(self) -> tuple[list[BaseException], int]:
+        """The errors of tasks that nobody looked at since this was asked last, and how many more there were."""
+        lost = self._lost, self._more_lost
+        self._lost, self._more_lost = [], 0
         return lost
 
     def _timer_handle_cancelled(self, handle: events.TimerHandle) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from engine.errors import ResultStoreError, TaskFailed
-from engine.executor import Call, Listener, Report, Submission, index_of
+from engine.executor import Call, Listener, Report, RunEnd, Submission, index_of
 from engine.log_catcher import catcher
 from engine.log_outbox import Outbox
 from engine.packing import run_parcel
@@ -77,7 +77,7 @@ class InlineExecutor:
             for call in submission.calls:
                 self._submit(call)
 
-    def release(self, run_id: str, keep_seconds: float) -> None:
+    def release(self, run_id: str, keep_seconds: float, end: RunEnd | None = None) -> None:
         """Drop what the run has left; results are not kept for anybody here."""
         for entry in self._calls.pop(run_id, {}).values():
             entry.running.cancel()

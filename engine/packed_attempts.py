@@ -201,7 +201,7 @@ class Attempts:
 
     def _stuck(self, name: str, seconds: float, frame: FrameType | None) -> None:
         if self._on_stuck is not None:
-            self._on_stuck(self._run, TaskTimeout(name, seconds, is_stuck=True, is_restarted=True))
+            self._on_stuck(self._run, TaskTimeout(name, seconds, "restarted"))
 
     def _completed(self, name: str, index: str, attempt: int, started_at: float) -> None:
         ended_at = time.time()

@@ -90,8 +90,9 @@ class Outcome(msgspec.Struct, frozen=True):
 
     state: State
     failure: Failure | None = None
-    #: What it returned, encoded, where no call has to put it together.
+    #: What it returned, encoded, where no call has to put it together; and the call that would for who asks the cluster.
     result: bytes | None = None
+    call: Call | None = None
     #: What the error says of another attempt of the flow; None where no error of the flow's own ended it.
     verdict: Verdict | None = None
 

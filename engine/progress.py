@@ -50,9 +50,10 @@ class Progress:
         self.keeps_result = False
         self._epoch = epoch
         self._is_async = is_async
-        self._retry = retry
         self._window = window
-        self._outcome: Outcome | None = None
+        #: When its flow is tried again, and how its function has ended.
+        self.policy = retry
+        self.outcome: Outcome | None = None
         #: What the call said that the flow's result is of.
         self._result: Report | None = None
         self._tries = Tries()
@@ -108,7 +109,7 @@ class Progress:
                 step.sleeps += [(one.index, parked[1])] if parked[1] is not None else []
                 step.waits += [one] if isinstance(one, PlannedWait) else []
         if outcome is not None:
-            self._outcome = outcome
+            self.outcome = outcome
         self._settle(step, made, now)
         return step
 
@@ -271,8 +272,7 @@ class Progress:
         if not self.run.has_ended(node.task_run_id) and call.task:
             told = self._is_async and report.result is not None
             result = msgspec.Raw(report.result or b"") if told else ABSENT
-            details: dict[str, Any] = {"result": result, "length": report.length, "result_ref": report.stored}
-            details["handled"] = report.handled
+            details = {"result": result, "length": report.length, "result_ref": report.stored, "handled": report.handled}
             step.changes.append(self._tell(node, State.COMPLETED, report.at, report.attempt, reason=report.remark, **details))
         if report.tail and call.has_news and not report.has_value:
             return  # it has returned, but its value waits for its children's: its continuation will tell
@@ -326,7 +326,7 @@ class Progress:
 
     def _finish(self, step: Step, now: float) -> None:
         """Make the run's own end once nothing is pending: always its last change."""
-        outcome = self._outcome
+        outcome = self.outcome
         if self.is_ended or outcome is None or self._pending or len(self.parking) or not self.graph.is_whole:
             return
         for task_run_id, task in self.run.tasks.items():
@@ -336,7 +336,7 @@ class Progress:
                 reason = _UPSTREAM if task.spawned_by is None else "not started again"
                 step.changes.append(self.run.advance_task(*told, reason=reason))
         self.is_ended = True
-        end = ending(self.run, outcome, self._blame.verdict(), self._result, self._retry, now)
+        end = ending(self.run, outcome, self._blame.verdict(), self._result, self.policy, now)
         step.changes.append(self.run.advance(end.state, now, self._epoch, **end.details))
         step.begin_again_in_seconds = end.again_in_seconds
 

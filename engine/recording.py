@@ -91,8 +91,8 @@ class Recording(FlowCalls):
             recorder.reset(token)
         return self._taken()
 
-    def take_lost(self) -> list[BaseException]:
-        """The errors of asyncio tasks that the flow has dropped, since this was asked last."""
+    def take_lost(self) -> tuple[list[BaseException], int]:
+        """The errors of asyncio tasks that the flow has dropped, since this was asked last, and how many more there were."""
         return self._loop.take_lost()
 
     def close(self) -> None:
@@ -178,6 +178,8 @@ class Recording(FlowCalls):
             self._loop.advance()
         if self._main is not None and self._main.done():
             main, self._main = self._main, None
+            if not main.cancelled():
+                main.exception()  # somebody looks at that one
             self._loop.close_all()
             self._finish(main.result())
         if not self._queue and not self._fetching:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ from engine.attempts import current
 from engine.deadlines import TimeIsOver
 from engine.errors import ResultMissing, ResultStoreError, ResultStuck, TaskFailed, TaskTimeout, WiringError
 from engine.executor import TAKEN, Call, Report, index_of, values_at
-from engine.failures import MAX_MESSAGE, MAX_TRACEBACK, failure_of, sendable
+from engine.failures import MAX_MESSAGE, failure_of, stack_of
 from engine.log_catcher import speaker
 from engine.log_outbox import Outbox, Speaker, Voice
 from engine.logs import logger, run_fields
@@ -40,6 +39,8 @@ from engine.telemetry import Tracer
 _CANCELLED = Failure("Cancelled", "its run was cancelled")
 #: The attempts of this process by key, so that they can be stopped.
 _running: dict[str, Attempt] = {}
+#: What the states say of an attempt that took its worker with it.
+RESTARTED = "worker restarted"
 #: Always pickled without a look.
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 #: What puts a value together whose parts were not there when its task returned.
@@ -114,16 +115,6 @@ def check_pickles(task: str, value: Any) -> None:
         raise ResultStuck(task, type(value).__qualname__, failure_of(error).message) from None
 
 
-def _stack_of(frame: FrameType | None) -> str:
-    """Where code is, as text, without the engine's own frames."""
-    frames: list[FrameType] = []
-    while frame is not None and frame.f_code.co_filename not in _OWN_FILES:
-        frames.append(frame)
-        frame = frame.f_back
-    lines = [traceback.format_stack(at, limit=1)[0] for at in reversed(frames)]
-    return "".join(["It is stuck here (most recent call last):\n", *lines])[-MAX_TRACEBACK:]
-
-
 def _voice_of(reporter: Reporter, call: Call) -> Voice:
     return Voice(
         run_id=call.run_id,
@@ -147,7 +138,7 @@ class Attempt:
     def __init__(self, call: Call, reporter: Reporter) -> None:
         self._call = call
         self._reporter = reporter
-        self._started_at = time.time()
+        self._started_at, self._worker = call.hung or (time.time(), reporter.address)
         current.set((call, self._started_at))
         self._speaker = Speaker(reporter, _voice_of, call)
         speaker.set(self._speaker)
@@ -161,7 +152,7 @@ class Attempt:
         #: Of an ``async def`` function.
         self.limit: asyncio.Timeout | None = None
         _running[call.key] = self
-        self.spawner = Spawner(call, reporter, reporter.address, self._started_at)
+        self.spawner = Spawner(call, reporter, self._worker, self._started_at)
         structlog.contextvars.clear_contextvars()  # threads are reused: what the last task bound must not stay
         structlog.contextvars.bind_contextvars(**run_fields(call.run_id, call.flow, call.traceparent, call.task))
         if not self._is_continuation:
@@ -267,16 +258,23 @@ class Attempt:
 
     def stuck(self, frame: FrameType | None) -> None:
         """Report the end of an attempt whose code cannot be stopped; called by the watchdog."""
-        error = self._timeout(is_stuck=True, is_restarted=self._reporter.restarts)
+        error = self._timeout("restarted" if self._reporter.restarts else "abandoned")
         failure = failure_of(error)
-        failure = Failure(failure.type, failure.message, sendable(_stack_of(frame)) + failure.traceback)
-        remark = "worker restarted" if self._reporter.restarts else "thread abandoned"
+        failure = Failure(failure.type, failure.message, stack_of(frame, _OWN_FILES) + failure.traceback)
+        remark = RESTARTED if self._reporter.restarts else "thread abandoned"
         report = msgspec.structs.replace(self._failed(error, failure), remark=remark)
         self._conclude(report)
         self._reporter.stuck(report, self._call.key)
 
-    def _timeout(self, **details: bool) -> TaskTimeout:
-        return TaskTimeout(self._call.task, self._call.timeout_seconds or 0.0, **details)
+    def hung(self) -> TaskTimeout:
+        """What the attempt has failed with whose process was ended because nothing in it got on; its code is not called."""
+        with suppress(ImportError, AttributeError):  # then it has no policy either, and is not tried again
+            target = resolve(self._call.function)
+            self._task = target if isinstance(target, Task) else None
+        return self._timeout("ended")
+
+    def _timeout(self, how: str = "") -> TaskTimeout:
+        return TaskTimeout(self._call.task, self._call.timeout_seconds or 0.0, how)
 
     def _failed(self, error: BaseException, failure: Failure) -> Report:
         wait_seconds = None
@@ -288,8 +286,8 @@ class Attempt:
                 is_final=verdict.is_final,
                 retry_after_seconds=verdict.retry_after_seconds,
             )
-        handled = tuple(self.spawner.handled)
-        return self._report(State.FAILED, time.time(), error=failure, retry_in_seconds=wait_seconds, handled=handled)
+        details: dict[str, Any] = {"retry_in_seconds": wait_seconds, "remark": RESTARTED if self._call.hung else None}
+        return self._report(State.FAILED, time.time(), error=failure, handled=tuple(self.spawner.handled), **details)
 
     def _wait_for_children(self, data: bytes, keys: tuple[str, ...], places: tuple[tuple[int, int, int], ...]) -> Postponed:
         """The function has returned, its children go on: put the value together when theirs are there."""
@@ -343,4 +341,4 @@ class Attempt:
 
     def _report(self, state: State, at: float, **details: Any) -> Report:
         call = self._call
-        return Report(call.run_id, call.index, state, call.attempt, self._started_at, at, self._reporter.address, **details)
+        return Report(call.run_id, call.index, state, call.attempt, self._started_at, at, self._worker, **details)

@@ -6,25 +6,36 @@ in the order in which messages of one stream arrive: own, submit, release.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import msgspec
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from engine.dask_answers import Answers
 from engine.dask_deaths import Deaths, crashed, read_death
+from engine.dask_finals import Finals
 from engine.dask_graph import DaskGraph, Pending
 from engine.dask_logs import LOGS, LogWays
 from engine.dask_names import Names
 from engine.dask_parcels import HeldParcels
 from engine.dask_runs import HeldRun
 from engine.dask_waits import Waits
-from engine.executor import Call, Report, decode_call, decode_reports, encode_call, encode_reports, index_of, run_of
+from engine.executor import (
+    Call,
+    Report,
+    RunEnd,
+    decode_call,
+    decode_end,
+    decode_reports,
+    encode_call,
+    encode_reports,
+    index_of,
+    run_of,
+)
 from engine.parcels import decode_parcel
 from engine.spawning import refused
 from engine.states import Failure, State
@@ -32,10 +43,6 @@ from engine.states import Failure, State
 NAME = "engine"
 #: What the scheduler says to an engine that is not the latest owner: [partition, its epoch, the latest epoch].
 REFUSED = "engine-refused"
-#: Engine, scheduler and workers exchange pickled values of ours: they must be of one release.
-VERSION = f"{version('kafka-dask-engine')} with Dask {version('distributed')}"
-#: What engine.sharing asks.
-KEYS = "engine_keys"
 #: What engines hear of packed runs: outcomes, deaths, and parcels that are refused.
 PARCELS = "engine-parcels"
 #: Reports to an engine share a message for so long; the first after a pause goes at once.
@@ -50,17 +57,14 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.scheduler: Scheduler
-        #: Tells an engine whether it talks to the scheduler it knows.
-        self.token = ""
         #: How many tasks a run of each app may have.
         self._limits: dict[str, int] = {}
         self._owners: dict[tuple[str, int], tuple[int, str]] = {}
         self._runs: dict[str, HeldRun] = {}
-        #: Results of ended runs that stay for a while: their keys, and the timers that end it.
-        self._kept: dict[str, tuple[str, object]] = {}
         self._graph: DaskGraph
         self._deaths: Deaths
         self._names: Names
+        self._finals: Finals
         self._waits: Waits
         self._parcels: HeldParcels
         self._logs: LogWays
@@ -68,16 +72,14 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
     async def start(self, scheduler: Scheduler) -> None:
         """Called by the scheduler, once."""
         self.scheduler = scheduler
-        self.token = os.urandom(8).hex()
         for worker in scheduler.workers:
             self.add_worker(scheduler, worker)
         self._graph, self._names = DaskGraph(scheduler), Names(scheduler)
+        self._finals = Finals(scheduler, self._graph, self._names)
         self._waits, self._deaths = Waits(scheduler, self._graph, self._report_of), Deaths(scheduler, self._graph)
         self._parcels = HeldParcels(scheduler, self._graph, self._names, self._tell_owner)
         self._logs = LogWays(scheduler.client_comms, self._client_of)
-        scheduler.handlers["engine_token"] = self.tell_token
-        scheduler.handlers["engine_tasks"] = self.tell_tasks
-        scheduler.handlers[KEYS] = self.tell_keys
+        Answers(scheduler, self._graph, self._runs)
         scheduler.stream_handlers.update(
             {
                 "engine-own": self.own,
@@ -99,30 +101,6 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         # distributed keeps the last thousand messages for those who debug it: of ours that would be as many parcels.
         scheduler.stream_comms[worker].recent_message_log = deque(maxlen=1)
 
-    async def tell_token(self) -> tuple[str, str, int]:
-        """Answers which life of the plugin this is, of which release, and how many threads the workers have."""
-        return self.token, VERSION, self.scheduler.total_nthreads
-
-    async def tell_tasks(self) -> dict[str, Any]:
-        """Answers how many tasks wait for a worker, how many for others, and how many are with each worker."""
-        known = self.scheduler
-        waiting = sum(prefix.states["waiting"] for prefix in known.task_prefixes.values())
-        processing = {address: len(worker.processing) for address, worker in known.workers.items()}
-        return {"queued": len(known.queued) + len(known.unrunnable), "waiting": waiting, "processing": processing}
-
-    async def tell_keys(self, run_id: str, client: str, app: str | None = None) -> dict[str, Any]:
-        """Answers keys and final key of an open run, and notes that ``client`` wants them; nothing for other runs.
-
-        In one step, because the run may end and its keys be gone by the time that the answer is read.
-        """
-        held = self._runs.get(run_id)
-        if held is None or client not in self.scheduler.clients or app not in (None, held.slot[0]):
-            return {}
-        # A result that was lost, and that no task needs, would have to be made again for whoever looks.
-        keys = [key for key in held.keys.values() if self._graph.has(key)]
-        self.scheduler.client_desires_keys(keys, client)
-        return {"keys": sorted(keys), "shared": held.shared if held.shared in keys else None}
-
     def own(self, client: str, app: str, partition: int, epoch: int, max_run_tasks: int = 100_000) -> None:
         """``client`` drives the partition from ``epoch`` on; a run of the app may have so many tasks."""
         slot = (app, partition)
@@ -139,10 +117,10 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
             if held.slot == slot:
                 held.client = client
 
-    def submit(self, client: str, app: str, runs: list[tuple[str, int, int, bool, list[bytes]]]) -> None:
-        """Calls of runs of ``client``: (run_id, partition, epoch, whether to tell again what was heard, calls)."""
+    def submit(self, client: str, app: str, runs: list[tuple[str, int, int, bool, bool, list[bytes]]]) -> None:
+        """Calls of runs of ``client``, each as a Submission has it but for the app."""
         pending = Pending()
-        for run_id, partition, epoch, is_anew, calls in runs:
+        for run_id, partition, epoch, is_anew, is_tried_again, calls in runs:
             slot = (app, partition)
             if self._owners.get(slot) != (epoch, client):
                 continue  # a stale owner: nothing of it ever reaches a worker
@@ -150,13 +128,17 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
             if held is None:
                 # Left by another run of this id (its log was cleared, or it belonged to another app): where Dask has a
                 # result it runs nothing, and nobody would ever report one.
-                self._let_go(run_id)
+                self._finals.let_go(run_id)
                 held = self._runs[run_id] = HeldRun(slot, client)
+                if is_tried_again:
+                    self._finals.promise(run_id, held)
             elif is_anew and (held.spawned or held.reports):
                 # The owner is new, or was away: what it missed is told again, children first.
                 self._send(client, [*held.spawned, *held.reports.values()])
             for encoded in calls:
                 self._add(held, decode_call(encoded), encoded, pending)
+            if held.shared is None:
+                self._finals.promise(run_id, held)
         self._create(pending)
 
     def report(self, worker: str, reports: bytes) -> None:
@@ -182,6 +164,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def transition(self, key: Any, start: str, finish: str, *_: Any, **details: Any) -> None:
         """Tell the owner of a task that erred without a report of its own: its worker died, or could not load it."""
+        self._deaths.note(key, start, finish)
         if finish in ("memory", "erred") and key in self._parcels:
             reason = details.get("exception_text") or "its worker died"
             self.scheduler.loop.add_callback(self._parcels.ended, key, reason, finish == "memory")  # when Dask is done with it
@@ -215,8 +198,8 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         """Called by the scheduler when a worker's tasks have been given to others."""
         self._deaths.settle()
 
-    def release(self, client: str, run_id: str, keep_seconds: float) -> None:
-        """The run has ended and its end is on the state topic."""
+    def release(self, client: str, run_id: str, keep_seconds: float, end: bytes | None = None) -> None:
+        """The run has ended and its end, of which ``end`` says what its calls do not, is on the state topic."""
         held = self._runs.get(run_id)
         if held is None or held.client != client:
             return
@@ -224,13 +207,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._logs.let_go(run_id, client)
         if held.spawned:
             self._names.drop_queue(run_id, [call.key for report in held.spawned for call in report.spawned])
-        if held.shared is None or keep_seconds <= 0:
-            if held.shared is not None:
-                self._names.drop_variable(run_id)
-            self._graph.release(held.keys.values())
-            return
-        self._graph.release([key for key in held.keys.values() if key != held.shared])  # what only led to the result
-        self._kept[run_id] = held.shared, self.scheduler.loop.call_later(keep_seconds, self._let_go, run_id)
+        self._finals.end(run_id, held, RunEnd() if end is None else decode_end(end), keep_seconds)
 
     def cancel(self, client: str, run_id: str) -> None:
         """The run is over, whatever its tasks are at."""
@@ -240,6 +217,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._graph.stop(held.keys.values())
         # Parents that wait for children are stopped themselves: told of a lost child as well, they would be hit cleaning up.
         self._waits.forget(held.keys.values())
+        self._graph.cancel(held.all_keys())
         self.release(client, run_id, 0.0)
 
     def send_parcel(self, client: str, app: str, parcel: bytes, owners: list[tuple[int, int]]) -> None:
@@ -268,6 +246,9 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
     def _add(self, held: HeldRun, call: Call, encoded: bytes, pending: Pending) -> None:
         """Enter a call into the graph that is to be made, unless the scheduler has it."""
         key = call.key
+        if call.is_final:
+            held.final = key
+            held.shared = held.promise or key
         if call.index in held.keys and (task := self._graph.get(key)) is not None:
             self._graph.run_again(task, call, encoded)
             return
@@ -275,8 +256,6 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
             self._graph.evict(key)
         pending.add(call, encoded)
         held.keys[call.index] = key
-        if call.is_final:
-            held.shared = key
 
     def _create(self, pending: Pending) -> None:
         made, refused = self._graph.create(pending)
@@ -306,13 +285,6 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
             held.spawned.append(report)
             self._names.enqueue(report.run_id, new)
         return report
-
-    def _let_go(self, run_id: str) -> None:
-        key, timer = self._kept.pop(run_id, (None, None))
-        if key is not None:
-            self.scheduler.loop.remove_timeout(timer)
-            self._names.drop_variable(run_id)
-            self._graph.release([key])
 
     # --- Telling --------------------------------------------------------------------------------------------------------
 

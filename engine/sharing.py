@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 from distributed import Client, Future
 
 from engine.command_errors import NotFound, UsageError
+from engine.dask_answers import KEYS
 from engine.dask_clients import close_client, open_client
 from engine.errors import DaskUnavailable
-from engine.scheduler import KEYS
+from engine.executor import FINAL
+from engine.runs import logical
 from engine.settings import load
 
 T = TypeVar("T")
@@ -26,6 +28,7 @@ T = TypeVar("T")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 #: What the step that puts a flow's result together is called on the cluster; it is no task of the user's.
 _COLLECT = "result"
+_COLLECT_INDICES = (_COLLECT, FINAL)
 
 
 class Attached:
@@ -41,7 +44,7 @@ class Attached:
         self.run_id = run_id
         #: The client of the futures: submit what depends on them through it.
         self.client = client
-        #: The future of the run's result; None where it was not submitted yet, or is a value that the flow returned.
+        #: The future of the run's result.
         self.final: Future | None = None
         self._owns_client = owns_client
         self._futures: dict[str, Future] = {}
@@ -148,7 +151,9 @@ class Attached:
         return f"{task}-{self.run_id}-{index}"
 
     def _collects(self, key: str) -> bool:
-        return self.final is not None and key == self.final.key and _split(key)[0] == _COLLECT
+        task, index = _split(key)
+        is_final = self.final is not None and key == self.final.key
+        return task == _COLLECT and (is_final or logical(index) in _COLLECT_INDICES)
 
 
 async def attach(run_id: str, dask: str | Client | None = None, app: str | None = None) -> Attached:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,6 +29,8 @@ from engine.runs import FlowRun
 from engine.states import Failure, State
 from engine.telemetry import run_context
 
+#: So much is said of where a task failed that nobody awaited.
+_LOST_LINES = 12
 #: The type of the failure of a run whose flow no loaded handler declares.
 UNKNOWN_FLOW = "UnknownFlow"
 
@@ -89,8 +93,8 @@ class Wirer:
         # What is gone through once more was said by the owner before.
         said.is_muted = bool(start.history or run.called)
         advance = self._watched(run, said, functools.partial(recording.start, start.history))
+        self._say_lost(recording, said)
         said.is_muted = False
-        self._say_lost(recording)
         if advance.outcome is None:
             self._recordings[run.run_id], self._speakers[run.run_id] = recording, said
         else:
@@ -103,15 +107,27 @@ class Wirer:
             return Advance()
         said = self._speakers[run_id]
         advance = self._watched(recording.run, said, functools.partial(recording.feed, feeds))
-        self._say_lost(recording)
+        self._say_lost(recording, said)
         if advance.outcome is not None:
             del self._recordings[run_id], self._speakers[run_id]
             said.close()
         return advance
 
-    def _say_lost(self, recording: Recording) -> None:
-        for error in recording.take_lost():  # as asyncio would: nothing waits for it, so it fails nothing
-            logger.warning("an asyncio task of a flow failed, and nobody awaited it", error=repr(error))
+    def _say_lost(self, recording: Recording, said: Speaker) -> None:
+        """As asyncio would: nothing waits for it, so it fails nothing, but whoever looks at the run's log finds it.
+
+        Who takes the run over goes through it from its beginning and comes by the same errors: the log of the run says nothing
+        then, as of all that its flow logs on that way. The log of that engine says it once more.
+        """
+        lost, more = recording.take_lost()
+        for error in lost:
+            failure = failure_of(error)
+            flow, run_id, told = recording.run.flow, recording.run.run_id, f"{failure.type}: {failure.message}"
+            logger.warning("an asyncio task of a flow failed, and nobody awaited it", flow=flow, run_id=run_id, error=told)
+            frames = "\n".join(failure.traceback.rstrip().splitlines()[-_LOST_LINES:])
+            _warn(said, f"an asyncio task of the flow {flow} failed, and nobody awaited it: {told}\n{frames}")
+        if more:
+            _warn(said, f"so did {more:,} more of its asyncio tasks")
 
     def _forget(self, run_id: str) -> None:
         recording = self._recordings.pop(run_id, None)
@@ -134,6 +150,11 @@ class Wirer:
             return Advance(outcome=Outcome(State.FAILED, failure_of(error)))
         finally:
             speaker.reset(token)
+
+
+def _warn(said: Speaker, text: str) -> None:
+    if said.log is not None:
+        said.log.say(time.time(), logging.WARNING, "engine", lambda: text)
 
 
 def _voice_of(wirer: Wirer, run: FlowRun) -> Voice:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.attempts import current
-from engine.deadlines import run_within
+from engine.deadlines import guard, run_within
 from engine.errors import TaskTimeout
 from engine.executor import Call
 from engine.handles import recorder
@@ -23,6 +23,8 @@ def execute(call: Call, results: Sequence[Any], reporter: Reporter) -> Any:
     attempt = Attempt(call, reporter)
     token = recorder.set(attempt.spawner)
     try:
+        if call.hung is not None:
+            raise attempt.hung()  # noqa: TRY301 - told as if it had been raised where the attempt was
         function, args, kwargs = attempt.prepare(results)
         if not attempt.is_known:
             attempt.value = run_within(call.timeout_seconds, attempt.stuck, function, args, kwargs, name=call.key)
@@ -41,7 +43,10 @@ async def execute_async(call: Call, results: Sequence[Any], reporter: Reporter) 
     """Run a call of an ``async def`` function. Raises as ``execute`` does."""
     attempt = Attempt(call, reporter)
     token = recorder.set(attempt.spawner)
+    leave = guard(call.timeout_seconds)
     try:
+        if call.hung is not None:
+            raise attempt.hung()  # noqa: TRY301 - as above
         function, args, kwargs = attempt.prepare(results)
         try:
             async with asyncio.timeout(call.timeout_seconds) as attempt.limit:
@@ -55,6 +60,7 @@ async def execute_async(call: Call, results: Sequence[Any], reporter: Reporter) 
     except BaseException as error:  # as above
         ended = attempt.failed(error)
     finally:
+        leave()
         attempt.close()
         recorder.reset(token)
         current.set(None)  # threads are reused

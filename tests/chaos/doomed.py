@@ -20,7 +20,7 @@ from engine.broker import (
 )
 from engine.declarations import is_declaration
 from engine.events import Position
-from engine.executor import Call, Executor, Listener, Report, Submission
+from engine.executor import Call, Executor, Listener, Report, RunEnd, Submission
 from engine.parcels import Outcome, Parcel
 from engine.states import is_ownership, type_of
 from tests.chaos.points import Life
@@ -241,9 +241,9 @@ class DoomedExecutor:
         if not self._life.is_dead:
             self._inner.cancel_packed(run_ids)
 
-    def release(self, run_id: str, keep_seconds: float) -> None:
+    def release(self, run_id: str, keep_seconds: float, end: RunEnd | None = None) -> None:
         if not self._life.reach("executor: before release"):
-            self._inner.release(run_id, keep_seconds)
+            self._inner.release(run_id, keep_seconds, end)
             self._life.reach("executor: after release")
 
     def release_parcels(self, run_ids: Sequence[str], keep_seconds: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from engine.executor import Call, Listener, Report, Submission
+from engine.executor import Call, Listener, Report, RunEnd, Submission
 from engine.parcels import Outcome, Parcel
 
 
@@ -70,9 +70,9 @@ class LastingExecutor:
     def cancel_packed(self, run_ids: Sequence[str]) -> None:
         self._inner.cancel_packed(run_ids)
 
-    def release(self, run_id: str, keep_seconds: float) -> None:
+    def release(self, run_id: str, keep_seconds: float, end: RunEnd | None = None) -> None:
         self._reports.pop(run_id, None)
-        self._inner.release(run_id, keep_seconds)
+        self._inner.release(run_id, keep_seconds, end)
 
     def release_parcels(self, run_ids: Sequence[str], keep_seconds: float) -> None:
         for key in [key for key in self._outcomes if key[0] in run_ids]:

@@ -157,7 +157,7 @@ def _look(dask_scheduler: Scheduler) -> dict[str, list[str]]:
         "clients": [client for client in wanted if client != "fire-and-forget"],
         "variables": list(dask_scheduler.extensions["variables"].variables),
         "queues": [*queues.queues, *queues.client_refcount, *(f"{name} {key}" for name, key in queues.future_refcount)],
-        "runs": [*plugin._runs, *plugin._kept],
+        "runs": [*plugin._runs, *plugin._finals._kept],
         "packed": list(plugin._parcels._runs),
         "awaited": list(plugin._waits),
         # Runs whose futures somebody's client has.

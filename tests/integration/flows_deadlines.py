@@ -42,6 +42,15 @@ def backtrack(folder: str) -> None:
     re.match(r"(a+)+$", "a" * 60 + "b")  # in C with the interpreter's lock: nothing else in the process gets on
 
 
+@task(timeout_seconds=0.3, retry=Retry(2, wait=fixed(0.01), on=TimeoutError))
+async def backtrack_once(folder: str) -> int:
+    """The same on the worker's event loop; its second attempt is quick."""
+    _note(folder, "backtrack")
+    if attempt().number == 1:
+        re.match(r"(a+)+$", "a" * 60 + "b")
+    return attempt().number
+
+
 @task(retry=Retry(5, wait=fixed(0.01)))
 def give_up(folder: str) -> None:
     _note(folder, "give up")
@@ -78,6 +87,11 @@ def beside(folder: str, count: int) -> Any:
 @flow(on("hung"))
 def hang(folder: str) -> Any:
     return backtrack(folder)
+
+
+@flow(on("hung"))
+def hang_once(folder: str) -> Any:
+    return backtrack_once(folder)
 
 
 @flow(on("terminal"))

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 import engine
-from engine import TaskFailed, flow, on, task
+from engine import Retry, TaskFailed, fixed, flow, on, task
 
 _PREFIX = os.environ.get("TESTED_PREFIX", "")
 
@@ -29,6 +29,15 @@ def step(folder: str, name: str, waits: bool = False) -> str:
     while waits and not Path(folder, "go").exists():
         threading.Event().wait(0.01)
     return name
+
+
+@task
+def book(folder: str, order: str) -> None:
+    """Fails the first time."""
+    before = Path(folder, f"tried {order}")
+    if not before.exists():
+        before.touch()
+        raise ConnectionError("the bank is closed")
 
 
 @task
@@ -51,6 +60,7 @@ async def checkout(order: str, folder: str, topic: str) -> Any:
     except TaskFailed as error:
         first.append(error.type)
     began_at, chance = engine.now(), engine.random()
+    await step(folder, f"then {began_at.isoformat()} {chance}")
     await engine.sleep(0.2)
     paid = await engine.wait_for_event(
         topic, type="order.paid", where=lambda event: event.data.order == order, data=Paid, timeout_seconds=60
@@ -63,7 +73,7 @@ async def checkout(order: str, folder: str, topic: str) -> Any:
         "last": last,
         "rows": len(rows),
         "slept": (engine.now() - began_at).total_seconds() >= 0.2,
-        "chance": chance,
+        "then": f"then {began_at.isoformat()} {chance}",
     }
 
 
@@ -71,6 +81,16 @@ async def checkout(order: str, folder: str, topic: str) -> Any:
 async def wait_only(order: str, folder: str, topic: str) -> int:
     paid = await engine.wait_for_event(topic, type="order.paid", where=lambda e: e.data.order == order, data=Paid)
     return paid.data.amount
+
+
+@flow(on(f"{_PREFIX}bills", type="bill.written"), retry=Retry(2, wait=fixed(0.05), on=ConnectionError))
+async def settle(order: str, folder: str, topic: str) -> Paid:
+    """Its first attempt that is paid fails, its second does not; where too little is paid, there is no second."""
+    paid = await engine.wait_for_event(topic, type="bill.paid", where=lambda e: e.data.order == order, data=Paid)
+    if paid.data.amount < 0:
+        raise ValueError("that is not enough")
+    await book(folder, order)
+    return paid.data
 
 
 @flow(on(f"{_PREFIX}changes"), name="changing")

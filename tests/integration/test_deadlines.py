@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -99,21 +100,42 @@ async def test_the_process_ends_with_a_code_of_its_own_and_in_order(apps: Apps, 
     assert codes == [EXIT_CODE]
 
 
-async def test_a_task_that_holds_the_interpreter_crashes_and_the_cluster_goes_on(
+async def test_a_task_that_holds_the_interpreter_fails_once_and_its_neighbours_run_again(
     apps: Apps, workers: Workers, tmp_path: Path
 ) -> None:
-    """No Python runs in its process any more, so nobody there can report it: Dask counts the deaths, and it ends CRASHED."""
+    """No Python runs in its process any more, not even to say that it has begun: the kernel ends it, and others tell."""
     app = await apps.start(*FLOWS, dask=workers.dask.address)
-    run = await app.do("hung", {"folder": str(tmp_path)}, "hang")
-    assert run.end.state is S.CRASHED
+    folder = {"folder": str(tmp_path)}
+    beside = await app.send("beside", {**folder, "count": 3})  # with the hung one all four threads are taken
+    await eventually(lambda: sum(c.task == "keep_busy" and c.state is S.RUNNING for c in app.changes) == 3)
+    run = await app.do("hung", folder, "hang")
+    assert (run.end.state, run.states("backtrack")) == (S.FAILED, [S.SCHEDULED, S.RUNNING, S.FAILED])
     assert run.end.error is not None
-    assert run.end.error.type == "KilledWorker"
-    assert notes(tmp_path) == {"backtrack": 2}
+    assert run.end.error.type == "TaskTimeout"
+    assert "while code held the interpreter: its worker process was ended" in run.end.error.message
+    begun, failed = run.of("backtrack")[1:]
+    assert failed.reason == "worker restarted"
+    assert failed.at - begun.at >= timedelta(seconds=0.3)
     await workers.are_back()
-    logs = [file.read_text() for file in (tmp_path / "dask" / "logs").glob("worker-*.log")]
-    assert any("flows_deadlines.py" in log and "in backtrack" in log for log in logs), "a traceback says where"
+    [restarted] = workers.restarted()
+    assert notes(tmp_path)["backtrack"] == 1
+    assert "in backtrack" in (tmp_path / "dask" / "logs" / f"{restarted}.log").read_text(), "a traceback says where"
     (tmp_path / "go").touch()
-    assert (await app.do("beside", {"folder": str(tmp_path), "count": 8}, "beside")).result == 28
+    other = await app.run("beside", beside)
+    assert (other.end.state, other.result) == (S.COMPLETED, 0 + 1 + 2)
+    assert S.RETRYING in other.states("keep_busy"), "what ran beside it ran again"
+
+
+async def test_a_task_that_holds_the_event_loop_is_tried_again_as_its_policy_says(
+    apps: Apps, workers: Workers, tmp_path: Path
+) -> None:
+    app = await apps.start(flows.hang_once, dask=workers.dask.address)
+    run = await app.do("hung", {"folder": str(tmp_path)}, "hang_once")
+    assert (run.end.state, run.result) == (S.COMPLETED, 2)
+    told = run.of("backtrack_once")
+    assert [change.state for change in told] == [S.SCHEDULED, S.RUNNING, S.RETRYING, S.RUNNING, S.COMPLETED]
+    assert (told[2].error and told[2].error.type, told[2].reason) == ("TaskTimeout", "worker restarted")
+    assert notes(tmp_path) == {"backtrack": 2}
 
 
 async def test_what_user_code_says_of_retries_is_done(apps: Apps, tmp_path: Path) -> None:

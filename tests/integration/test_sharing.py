@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, Variable
+from distributed import Client, Future, Scheduler, Variable
+from distributed.client import FutureCancelledError
 
 import engine
 from engine.arguments import dump
 from engine.cluster import in_process
 from engine.command_errors import NotFound, UsageError
-from engine.errors import DaskUnavailable
-from engine.executor import Call, encode_call
+from engine.errors import DaskUnavailable, TaskCrashed, TaskFailed
+from engine.executor import Call, RunEnd, encode_call, encode_end
 from engine.reporter import ReportPlugin
 from engine.scheduler import RunsPlugin
 from engine.sharing import Attached
-from engine.states import State
+from engine.states import Failure, State
+from tests.integration import flows_durable as durable
 from tests.integration import flows_graphs as flows
 from tests.integration.conftest import Apps
 from tests.integration.dask_under_test import scheduler_holds
@@ -31,6 +33,10 @@ RUN = "0123456789abcdef" * 2
 
 def plus_one(value: int) -> int:
     return value + 1
+
+
+def amount_of(paid: Any) -> int:
+    return int(paid.amount)
 
 
 def tell(value: Any) -> Any:
@@ -147,6 +153,46 @@ class TestARunOfAnEngine:
         await eventually_free(apps.dask, app.run_id("second_time", id))
 
 
+class TestTheFinalFutureOfAFlowThatHasNotReturned:
+    async def test_is_there_from_the_begin_and_is_what_the_run_comes_to_under_whichever_engine(
+        self, apps: Apps, tmp_path: Path
+    ) -> None:
+        """One that waits for an event and is tried again, one that fails, one that is cancelled."""
+        first = await apps.start(durable.settle)
+        topic, settings = first.topic("bills"), first.settings
+        async with plain_client(apps.dask) as client:
+            run_ids = [first.run_id("settle", name) for name in ("paid", "unpaid", "cancelled")]
+            # Asked for before there is such a run.
+            asked = [asyncio.create_task(Variable(f"run-{run_id}", client=client).get(timeout=60)) for run_id in run_ids]
+            for name in ("paid", "unpaid", "cancelled"):
+                data = {"order": name, "folder": str(tmp_path), "topic": topic}
+                await first.send("bills", data, id=name, type="bill.written")
+            paid, unpaid, cancelled = await asyncio.gather(*asked)
+            mine = client.submit(amount_of, paid)
+            async with await engine.attach(run_ids[0], apps.dask) as attached:
+                assert attached.tasks == []
+                assert attached.futures() == []
+                assert attached.final is not None
+                assert [one.status for one in (attached.final, paid, unpaid, cancelled)] == ["pending"] * 4
+                await first.stop()
+                second = await apps.start(durable.settle, settings=settings)
+                await second.send("bills", {"order": "paid", "amount": 5}, type="bill.paid")
+                await second.send("bills", {"order": "unpaid", "amount": -1}, type="bill.paid")
+                assert await attached.final == durable.Paid("paid", 5)
+            assert await mine == 5
+            with pytest.raises(TaskFailed, match="ValueError: that is not enough"):
+                await unpaid
+            await second.cancel(run_ids[2])
+            with pytest.raises(FutureCancelledError):
+                await cancelled
+            ends = {"paid": State.COMPLETED, "unpaid": State.FAILED, "cancelled": State.CANCELLED}
+            assert {name: (await second.run("settle", name)).end.state for name in ends} == ends
+            for future in (paid, unpaid, cancelled, mine):
+                future.release()
+        for run_id in run_ids:
+            await eventually_free(apps.dask, run_id)
+
+
 @asynccontextmanager
 async def plain_client(address: str) -> AsyncIterator[Client]:
     async with Client(address, asynchronous=True, set_as_default=False) as client:
@@ -163,7 +209,7 @@ class Engine:
     def submit(self, calls: dict[str, Any], shared: str | None = None) -> None:
         """``calls``: ``task-index`` and the value that it gives."""
         encoded = [encode_call(call_of(*name.split("-"), value, is_final=name == shared)) for name, value in calls.items()]
-        self.client._send_to_scheduler({"op": "engine-submit", "app": "shop", "runs": [(RUN, 0, 1, False, encoded)]})
+        self.client._send_to_scheduler({"op": "engine-submit", "app": "shop", "runs": [(RUN, 0, 1, False, False, encoded)]})
 
     async def attach(self, address: str, count: int, client: Client | None = None) -> Attached:
         """Attach as soon as so many calls are there: a client holds back what it submits for some milliseconds."""
@@ -177,16 +223,24 @@ class Engine:
                     return attached
                 await attached.close()
 
-    def release(self) -> None:
-        self.client._send_to_scheduler({"op": "engine-release", "run_id": RUN, "keep_seconds": 0})
+    def begin(self, *, is_tried_again: bool = False) -> None:
+        """The run has begun, and has no call yet."""
+        self.client._send_to_scheduler({"op": "engine-submit", "app": "shop", "runs": [(RUN, 0, 1, False, is_tried_again, [])]})
+
+    def release(self, end: RunEnd | None = None) -> None:
+        told = None if end is None else encode_end(end)
+        self.client._send_to_scheduler({"op": "engine-release", "run_id": RUN, "keep_seconds": 0, "end": told})
+
+    def cancel(self) -> None:
+        self.client._send_to_scheduler({"op": "engine-cancel", "run_id": RUN})
 
 
-def call_of(task: str, index: str, value: Any, *, is_final: bool = False) -> Call:
+def call_of(task: str, index: str, value: Any, *, is_final: bool = False, function: str = f"{__name__}:tell") -> Call:
     """A call that gives ``value``."""
     return Call(
         index=index,
         task=task,
-        function=f"{__name__}:tell",
+        function=function,
         flow="told",
         run_id=RUN,
         arguments=dump(((value,), {}), task, RUN).data,
@@ -236,6 +290,103 @@ async def attached(fake: Engine, address: str) -> AsyncIterator[Attached]:
     fake.submit({name: name for name in names}, shared="result-12")
     async with await fake.attach(address, len(names) - 1) as attached:
         yield attached
+
+
+class TestAPromise:
+    """The final future of a run none of whose calls is sure to give its result."""
+
+    @pytest.fixture
+    async def final(self, fake: Engine, address: str) -> AsyncIterator[Future]:
+        async with plain_client(address) as client:
+            fake.begin()
+            yield await Variable(f"run-{RUN}", client=client).get(timeout=10)
+
+    async def test_is_kept_by_what_the_flow_returned(self, fake: Engine, final: Future, address: str) -> None:
+        assert final.status == "pending"
+        fake.release(RunEnd(result=call_of("", "final", {"a": 1})))
+        assert await final == {"a": 1}
+        final.release()
+        await eventually_free(address, RUN)
+
+    async def test_is_kept_by_the_call_that_turns_out_to_be_the_final_one(self, fake: Engine, final: Future) -> None:
+        fake.submit({"price-0": 7}, shared="price-0")
+        fake.submit({"price-0~2": 8}, shared="price-0~2")
+        assert final.status == "pending", "who knows whether it is the last attempt"
+        fake.release()
+        assert await final == 8
+
+    @pytest.mark.parametrize(("is_crash", "kind"), [(False, TaskFailed), (True, TaskCrashed)])
+    async def test_of_a_run_that_fails_fails(
+        self, fake: Engine, final: Future, address: str, is_crash: bool, kind: type[Exception]
+    ) -> None:
+        above = final.client.submit(plus_one, final)
+        fake.release(RunEnd(Failure("ValueError", "no", ""), is_crash))
+        with pytest.raises(kind, match="ValueError: no"):
+            await final
+        with pytest.raises(kind, match="ValueError: no"):
+            await above
+        above.release()
+        final.release()
+        await eventually_free(address, RUN)
+
+    @pytest.mark.parametrize("by", ["cancel", "release"])
+    async def test_of_a_run_that_is_cancelled_or_says_nothing_is_cancelled(
+        self, fake: Engine, final: Future, address: str, by: str
+    ) -> None:
+        above = final.client.submit(plus_one, final)
+        await eventually_there(address, above.key)
+        fake.cancel() if by == "cancel" else fake.release()
+        for future in (final, above):
+            with pytest.raises(FutureCancelledError):
+                await future
+        await eventually_free(address, RUN)
+
+    async def test_that_nobody_asked_for_runs_nothing_and_leaves_nothing(self, fake: Engine, address: str) -> None:
+        fake.begin(is_tried_again=True)
+        async with await fake.attach(address, 0):
+            pass
+        fake.release(RunEnd(result=call_of("", "final", 1, function="no_such_module:f")))
+        await eventually_free(address, RUN)
+
+    async def test_holds_for_who_was_just_given_it_when_the_run_ends(self, fake: Engine, address: str) -> None:
+        """They have yet to say that they have it, and Dask would let them wait for ever for a key that it knows no more."""
+        async with plain_client(address) as client:
+            say, unsaid = client._send_to_scheduler, []
+            client._send_to_scheduler = unsaid.append
+            fake.begin()
+            final = await Variable(f"run-{RUN}", client=client).get(timeout=10)
+            fake.release(RunEnd(result=call_of("", "final", 3)))
+            async with asyncio.timeout(20), plain_client(address) as other:
+                while await other.run_on_scheduler(_state_of, final.key) != "memory":
+                    pass
+            for message in unsaid:
+                say(message)
+            client._send_to_scheduler = say
+            async with asyncio.timeout(10):
+                assert await final == 3
+            final.release()
+
+    async def test_of_an_earlier_run_of_the_same_id_is_not_taken_for_the_new_ones(
+        self, fake: Engine, final: Future, address: str
+    ) -> None:
+        fake.release(RunEnd(result=call_of("", "final", 1)))
+        assert await final == 1
+        fake.begin()
+        async with plain_client(address) as client:
+            new = await Variable(f"run-{RUN}", client=client).get(timeout=10)
+            await eventually(final.cancelled)
+            assert new.status == "pending"
+
+
+def _state_of(key: str, dask_scheduler: Scheduler) -> str | None:
+    task = dask_scheduler.tasks.get(key)
+    return None if task is None else str(task.state)
+
+
+async def eventually_there(address: str, key: str) -> None:
+    async with asyncio.timeout(20):
+        while key not in (await scheduler_holds(address))["tasks"]:
+            pass  # each look is a round trip
 
 
 class TestFutures:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from engine import deadlines
-from engine.deadlines import TimeIsOver, Watchdog, run_within
+from engine.deadlines import ENDED_AFTER_SECONDS, TimeIsOver, Watchdog, guard, run_within
 
 ROOT = Path(__file__).parents[2]
 #: What a stop may take on a busy machine; the aim is 0.1 s.
@@ -307,6 +307,21 @@ def test_the_end_of_the_process_waits_for_the_first_of_several_deadlines() -> No
     alarm.calls.clear()
     run_within(100, never, run_within, (10, never, int), {"watchdog": alarm.watchdog}, watchdog=alarm.watchdog)
     assert [round(seconds) for seconds in alarm.calls] == [103, 13, 103, 0]
+
+
+def test_for_code_that_others_stop_the_end_of_the_process_is_all_that_is_set() -> None:
+    alarm = Alarm()
+    leave = guard(0.001, alarm.watchdog)
+    until = time.monotonic() + 0.2
+    while time.monotonic() < until:
+        pass  # nothing is raised here
+    leave()
+    leave()
+    [armed, disarmed] = alarm.calls
+    assert 2.0 < armed <= ENDED_AFTER_SECONDS + 0.001
+    assert disarmed == 0.0
+    guard(None, alarm.watchdog)()
+    assert len(alarm.calls) == 2
 
 
 def test_the_process_is_not_ended_under_whoever_was_told_of_stuck_code() -> None:

@@ -120,8 +120,9 @@ def test_what_users_raise_says_their_words_alone() -> None:
 
 def test_a_timeout_says_what_became_of_code_that_cannot_be_stopped() -> None:
     assert str(TaskTimeout("price", 2.5)) == "task price ran longer than its timeout of 2.5 s"
-    assert "could not be stopped: it goes on in its thread." in str(TaskTimeout("price", 2.5, is_stuck=True))
-    assert "the worker process was restarted" in str(TaskTimeout("price", 2.5, is_stuck=True, is_restarted=True))
+    assert "could not be stopped: it goes on in its thread." in str(TaskTimeout("price", 2.5, "abandoned"))
+    assert "the worker process was restarted" in str(TaskTimeout("price", 2.5, "restarted"))
+    assert "while code held the interpreter: its worker process was ended" in str(TaskTimeout("price", 2.5, "ended"))
 
 
 def test_what_failed_elsewhere_is_told_in_the_words_of_there() -> None:

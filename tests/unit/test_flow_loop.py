@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine.errors import WiringError
-from engine.flow_loop import FlowLoop
+from engine.flow_loop import MAX_LOST, FlowLoop
 
 
 class Clock:
@@ -133,8 +133,24 @@ def test_an_error_that_nobody_looked_at_is_kept_until_it_is_asked_for(clock: Clo
     clock.start(body())
     clock.loop.advance()
     gc.collect()
-    assert [str(error) for error in clock.loop.take_lost()] == ["mine"]
-    assert clock.loop.take_lost() == []
+    assert [str(error) for error in clock.loop.take_lost()[0]] == ["mine"]
+    assert clock.loop.take_lost() == ([], 0)
+
+
+def test_of_many_errors_that_nobody_looked_at_some_are_kept_and_the_others_counted(clock: Clock) -> None:
+    """Also of tasks that somebody still holds when it is all over, but not of those that somebody has looked at."""
+
+    async def body(number: int) -> None:
+        raise LookupError(number)
+
+    tasks = [clock.start(body(number)) for number in range(MAX_LOST + 7)]
+    clock.loop.advance()
+    assert tasks[0].exception() is not None
+    assert clock.loop.take_lost() == ([], 0), "they are held: who knows"
+    clock.loop.close_all()
+    lost, more = clock.loop.take_lost()
+    assert (len(lost), more) == (MAX_LOST, 6)
+    assert tasks[0].exception() not in lost
 
 
 @pytest.mark.parametrize(

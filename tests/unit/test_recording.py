@@ -11,10 +11,11 @@ import msgspec
 import pytest
 
 import engine
+from engine.arguments import load
 from engine.errors import EngineError, EventTimeout, TaskCrashed, WiringError
 from engine.events import Event
 from engine.handles import Handle, recorder, unmapped
-from engine.planning import Feed, PlannedCall, PlannedMap, PlannedSleep, PlannedWait
+from engine.planning import Feed, Outcome, PlannedCall, PlannedMap, PlannedSleep, PlannedWait
 from engine.states import State, encode
 from engine.tasks import Task
 from tests.unit.recorded import LIMITS, RUN_ID, Gone, bad, done, run_of
@@ -656,3 +657,22 @@ def test_a_flow_that_is_let_go_cleans_up() -> None:
     gone.recording.close()
     assert ended == [1]
     assert gone.feed(done("0", 2)).planned == []
+
+
+def test_what_a_flow_has_returned_itself_a_call_can_give_to_whoever_asks_the_cluster() -> None:
+    async def fulfil() -> Any:
+        return {"sum": await add(1, 2)}
+
+    gone = Gone(fulfil)
+    gone.feed(done("0", 3))
+    assert gone.outcome is not None
+    assert gone.outcome.call is not None
+    assert (gone.outcome.call.index, gone.outcome.call.is_final) == ("final", False)
+    (value,), _ = load(gone.outcome.call.arguments, ())
+    assert value == {"sum": 3}
+    assert gone.called == ["add/0"], "the run itself has no need of it"
+
+    def at_once() -> Any:
+        return 7
+
+    assert Gone(at_once).outcome == Outcome(State.COMPLETED, result=b"7"), "nobody could ask in time"

@@ -189,3 +189,38 @@ async def test_a_flow_that_is_taken_up_again_says_nothing_twice() -> None:
         assert said(wirer) == []
     finally:
         wirer.close()
+
+
+async def careless() -> Any:
+    """Its asyncio task fails, and it holds it to the end without a look."""
+
+    async def go_wrong() -> None:
+        raise LookupError("nobody knows")
+
+    left = asyncio.create_task(go_wrong())
+    first = await double(1)
+    return [first, left.done()]
+
+
+async def test_the_error_of_an_asyncio_task_that_a_flow_drops_is_in_the_log_of_its_run_once() -> None:
+    wirer = Wirer({"careless": declared(careless)}, LIMITS, flow_timeout_seconds=5.0)
+    try:
+        with structlog.testing.capture_logs() as lines:
+            run = run_of("careless")
+            await wirer.start([Start(run, (), 2.0)])
+            [advance] = await wirer.feed([(run.run_id, [done("0", 2)])])
+            assert advance.outcome is not None
+            assert advance.outcome.result == b"[2,true]", "it fails nothing"
+            [(flow, task, text)] = said(wirer)
+            assert (flow, task) == ("careless", None)
+            first, *others = text.splitlines()
+            assert first == "an asyncio task of the flow careless failed, and nobody awaited it: LookupError: nobody knows"
+            assert any("in go_wrong" in line for line in others)
+            assert others[-1] == "LookupError: nobody knows"
+            # Another engine takes the run over when all of this is in the log already.
+            await wirer.start([Start(run_of("careless"), [done("0", 2)], 2.0)])
+            assert said(wirer) == []
+        told = [line for line in lines if "nobody awaited it" in line["event"]]
+        assert [(line["flow"], line["run_id"], line["log_level"]) for line in told] == [("careless", run.run_id, "warning")] * 2
+    finally:
+        wirer.close()

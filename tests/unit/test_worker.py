@@ -102,6 +102,28 @@ def run(call: Call, *results: Any) -> tuple[Any, list[Report]]:
         return error, reporter.reports
 
 
+@pytest.mark.parametrize("task", [orders.double, orders.later])
+def test_an_attempt_whose_process_was_ended_is_reported_as_over_its_time_and_not_run(task: Task[..., Any]) -> None:
+    call = msgspec.structs.replace(call_of(task, "not looked at"), timeout_seconds=0.5, hung=(7.0, "tcp://gone:1"))
+    error, reports = run(call)
+    failed = reports[-1]
+    assert isinstance(error, TaskFailed)
+    assert (failed.state, failed.started_at, failed.worker, failed.remark) == (
+        *(State.FAILED, 7.0),
+        *("tcp://gone:1", "worker restarted"),
+    )
+    assert failed.error is not None
+    assert failed.error.type == "TaskTimeout"
+    assert "its timeout of 0.5 s while code held the interpreter" in failed.error.message
+
+
+def test_an_attempt_whose_process_was_ended_is_followed_by_another_where_its_policy_says_so() -> None:
+    call = msgspec.structs.replace(call_of(orders.total, [1]), timeout_seconds=0.5, hung=(7.0, "tcp://gone:1"))
+    error, reports = run(call)
+    assert isinstance(error, Postponed)
+    assert reports[-1].retry_in_seconds is not None
+
+
 @pytest.mark.parametrize(("task", "expected"), [(orders.double, 42), (orders.later, 22)])
 def test_a_value_is_reported_before_it_is_returned(task: Task[..., Any], expected: int) -> None:
     value, [begun, ended] = run(call_of(task, 21, attempt=2))
