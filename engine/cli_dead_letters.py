@@ -16,10 +16,12 @@ from engine.cli_flags import AppFlag, JsonFlag, KafkaFlag, settings_of
 from engine.cli_letters import as_data, as_page, as_table, whole_as_data
 from engine.cli_output import json_text, put, say
 from engine.cli_times import time_of
+from engine.cli_watch import Shown, WatchFlag
+from engine.cli_watch import show as repeatedly
 from engine.command_errors import UsageError
 from engine.kafka import KafkaBroker
 from engine.letter_desk import LetterDesk
-from engine.letter_lists import Entry, Filter, Status
+from engine.letter_lists import Entry, Filter, LetterList, Status
 
 OwnFlowFlag = Annotated[
     list[str] | None, Parameter(name=["--flow", "--of-flow"], negative=(), help="Only letters of this flow; again for more.")
@@ -46,21 +48,26 @@ async def ls(
     until: UntilFlag = None,
     limit: LimitFlag = None,
     all: Annotated[bool, Parameter(negative=(), show_default=False, help="Dropped, replayed and repeated ones, too.")] = False,
+    watch: WatchFlag = False,
     app: AppFlag = None,
     kafka: KafkaFlag = None,
     json: JsonFlag = False,
 ) -> None:
     """List dead letters, the oldest first; those that were dropped or replayed are left out unless --all."""
+    wanted, read = _filter(reason, of_flow, topic, since, until), LetterList()
     async with _desk(app, kafka) as desk:
-        entries = await desk.entries(_filter(reason, of_flow, topic, since, until))
-    shown = _first([entry for entry in entries if all or entry.status is Status.OPEN], limit)
-    if json:
-        for entry in shown:
-            put(json_text(as_data(entry)))
-    elif shown:
-        Console(highlight=False).print(as_table(shown, with_status=all))
-    else:
-        say("no dead letters" if not entries else f"no open dead letters; --all shows {len(entries)}")
+
+        async def look() -> Shown:
+            entries = await desk.entries(wanted, read)
+            shown = _first([entry for entry in entries if all or entry.status is Status.OPEN], limit)
+            none = "no dead letters" if not entries else f"no open dead letters; --all shows {len(entries)}"
+            return Shown(
+                lambda: ((entry.letter.id, as_data(entry)) for entry in shown),
+                lambda width: as_table(shown, with_status=all) if shown else None,
+                "" if shown else none,
+            )
+
+        await repeatedly(look, watch=watch, json=json)
 
 
 async def show(letter_id: str, *, app: AppFlag = None, kafka: KafkaFlag = None, json: JsonFlag = False) -> None:

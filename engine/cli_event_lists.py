@@ -17,7 +17,9 @@ from rich.text import Text
 from engine.broker import Broker, Partition, Record, Source, Standing
 from engine.cli_flags import AppFlag, HistoryFlag, JsonFlag, KafkaFlag, settings_of
 from engine.cli_histories import Look, histories_of, looking
-from engine.cli_output import json_text, put, say, short
+from engine.cli_output import json_text, put, short
+from engine.cli_watch import Shown, WatchFlag
+from engine.cli_watch import show as repeatedly
 from engine.declaration_reader import DeclarationReader
 from engine.declarations import Declaration
 from engine.event_fates import Fate
@@ -48,6 +50,7 @@ async def ls(
     *,
     limit: LimitFlag = 50,
     fate: FateFlag = None,
+    watch: WatchFlag = False,
     history: HistoryFlag = None,
     app: AppFlag = None,
     kafka: KafkaFlag = None,
@@ -55,17 +58,19 @@ async def ls(
 ) -> None:
     """List the last events of a topic, the newest first: which runs each made, or why it made none."""
     settings = settings_of(app=app, kafka=kafka, history=history)
+    none = f"no such events on {topic}" if fate else f"no events on {topic}; `engine events send {topic}` sends one"
     async with _view(settings, topic) as view:
-        listed = [one for one in await view.latest(_bounded(limit)) if not fate or one.verdict.fate in fate]
-    listed.reverse()
-    if json:
-        for one in listed:
-            put(json_text(_data(one)))
-    elif listed:
-        console = Console(highlight=False)
-        console.print(_table(listed, console.width))
-    else:
-        say(f"no such events on {topic}" if fate else f"no events on {topic}; `engine events send {topic}` sends one")
+
+        async def look() -> Shown:
+            listed = [one for one in await view.latest(_bounded(limit)) if not fate or one.verdict.fate in fate]
+            listed.reverse()
+            return Shown(
+                lambda: ((f"{one.partition}/{one.offset}", _data(one)) for one in listed),
+                lambda width: _table(listed, width) if listed else None,
+                "" if listed else none,
+            )
+
+        await repeatedly(look, watch=watch, json=json)
 
 
 async def tail(

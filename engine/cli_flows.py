@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,35 +15,76 @@ from rich.text import Text
 
 from engine.cli_flags import AppFlag, HandlersFlag, HistoryFlag, JsonFlag, settings_of
 from engine.cli_histories import histories_of
-from engine.cli_output import json_text, put, say
-from engine.command_errors import NotFound
+from engine.cli_output import json_text, put
+from engine.cli_watch import Shown, WatchFlag
+from engine.cli_watch import show as repeatedly
+from engine.command_errors import NotFound, UsageError
 from engine.declarations import Declaration, Trigger, declare
+from engine.history_rows import FlowRow
 from engine.loader import load
 from engine.settings import Settings
 from engine.states import utc
 from engine.terminal import printable
 
 
-def ls(handlers: HandlersFlag = None, *, history: HistoryFlag = None, app: AppFlag = None, json: JsonFlag = False) -> None:
-    """List flows: signature, triggers and where each stands. Of the handlers, or else of the engines in the history."""
-    flows = _declared(settings_of(handlers=handlers, history=history, app=app))
-    if json:
-        for flow in flows.values():
-            put(json_text(_description(flow)))
-        return
-    if not flows:
-        say("no flows: name the handlers, e.g. engine flows ls handlers/flights.py, or set ENGINE_HANDLERS")
-        return
+async def ls(
+    handlers: HandlersFlag = None,
+    *,
+    watch: WatchFlag = False,
+    history: HistoryFlag = None,
+    app: AppFlag = None,
+    json: JsonFlag = False,
+) -> None:
+    """List flows: signature, triggers and where each stands. Of the handlers, or else of the engines in the history, with how
+    their last runs did."""
+    settings = settings_of(handlers=handlers, history=history, app=app)
+    if watch and (settings.handlers or histories_of(settings) is None):
+        cause = "what handlers declare does not change" if settings.handlers else "there is no history database"
+        raise UsageError("--watch", cause, "Name no handlers, and a history that `engine history run` fills: --history.")
+
+    async def look() -> Shown:
+        flows = _declared(settings)
+        done = {} if settings.handlers else _done(settings)
+        words = "no flows: name the handlers, e.g. engine flows ls handlers/flights.py, or set ENGINE_HANDLERS"
+        return Shown(
+            lambda: ((name, _description(flow) | _counted(done.get(name))) for name, flow in flows.items()),
+            lambda width: _table(flows, done) if flows else None,
+            "" if flows else words,
+        )
+
+    await repeatedly(look, watch=watch, json=json)
+
+
+def _table(flows: Mapping[str, Declaration], done: Mapping[str, FlowRow]) -> Table:
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
-    for column in ("flow", "started by", "where"):
+    for column in ("flow", "started by", *(("runs", "ok", "p50") if done else ()), "where"):
         table.add_column(column, overflow="fold")
-    for flow in flows.values():
+    for name, flow in flows.items():
+        row = done.get(name)
+        rate = "" if row is None or row.success_rate is None else f"{row.success_rate:.0%}"
+        p50 = "" if row is None or row.p50_seconds is None else f"{row.p50_seconds:.3g} s"
         table.add_row(
             Text(printable(flow.signature), "bold"),
             Text("\n".join(_trigger(trigger) for trigger in flow.triggers) or "nothing", "cyan"),
+            *((str(row.runs if row is not None else 0), rate, p50) if done else ()),
             Text(_place(flow), "dim"),
         )
-    Console(highlight=False).print(table)
+    return table
+
+
+def _done(settings: Settings) -> dict[str, FlowRow]:
+    histories = histories_of(settings)
+    if histories is None:
+        return {}
+    with histories() as history:
+        return {row.flow: row for row in history.flows()}
+
+
+def _counted(row: FlowRow | None) -> dict[str, Any]:
+    """Of the last runs that ended, for a program; nothing where none did, or nobody knows."""
+    if row is None:
+        return {}
+    return {name: getattr(row, name) for name in ("runs", "success_rate", "p50_seconds", "p95_seconds")}
 
 
 def show(

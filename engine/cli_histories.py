@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from engine import logs
@@ -22,9 +22,11 @@ LAST_RECORDS = 200_000
 class Look:
     """A history that a command looks at, perhaps again and again."""
 
-    def __init__(self, history: History, projector: Projector | None = None) -> None:
+    def __init__(
+        self, history: History, projector: Projector | None = None, reopen: Callable[[], History] | None = None
+    ) -> None:
         self.history = history
-        self._projector = projector
+        self._projector, self._reopen = projector, reopen
 
     @property
     def is_cut(self) -> bool:
@@ -35,6 +37,9 @@ class Look:
         """See what has come since. Raises KafkaUnavailable, TopicError and the errors of the history."""
         if self._projector is not None:  # else a projector of its own keeps the database up to date
             await self._projector.catch_up()
+        elif self._reopen is not None:
+            # Whoever deletes a database makes another one at its place.
+            self.history = self._reopen()
 
 
 @asynccontextmanager
@@ -42,8 +47,13 @@ async def looking(settings: Settings) -> AsyncIterator[Look]:
     """An open history. Raises KafkaUnavailable, TopicError and the errors of the history."""
     logs.configure(level="WARNING")
     if (histories := histories_of(settings)) is not None:
-        with histories() as found:
-            yield Look(found)
+        with ExitStack() as opened:
+
+            def reopen() -> History:
+                opened.close()
+                return opened.enter_context(histories())
+
+            yield Look(reopen(), reopen=reopen)
         return
     broker = KafkaBroker(settings)
     store = HistoryStore(IN_MEMORY, settings.app)

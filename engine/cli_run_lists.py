@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import io
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.live import Live
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from engine.cli_flags import AppFlag, HistoryFlag, JsonFlag, KafkaFlag, settings_of
-from engine.cli_histories import history_of, looking
-from engine.cli_output import json_text, put, say
+from engine.cli_histories import looking
 from engine.cli_run_views import (
     change_as_data,
     change_as_line,
@@ -23,9 +20,11 @@ from engine.cli_run_views import (
     tasks_as_table,
 )
 from engine.cli_times import time_of
+from engine.cli_watch import Shown, WatchFlag
+from engine.cli_watch import show as repeatedly
 from engine.command_errors import NotFound, UsageError
 from engine.errors import EventError
-from engine.history import Page, RunFilter
+from engine.history import History, Page, RunFilter
 from engine.history_schema import RunRow
 from engine.states import State
 from engine.terminal import printable_lines
@@ -33,8 +32,8 @@ from engine.terminal import printable_lines
 #: Of one run; --json has all of them.
 _TASKS_SHOWN, _CHANGES_SHOWN = 200, 200
 _ALL = 1_000_000
-#: Between two looks of --watch.
-_LOOK_SECONDS = 2.0
+#: While it is watched, the last ones.
+_CHANGES_WATCHED = 12
 
 
 async def ls(
@@ -45,9 +44,7 @@ async def ls(
     since: Annotated[str | None, Parameter(help="Only runs scheduled since then: a time, or 30m, 2h, 7d ago.")] = None,
     limit: Annotated[int, Parameter(help="At most so many, the newest first.")] = 50,
     cursor: Annotated[str | None, Parameter(help="Go on behind the run with this cursor.")] = None,
-    watch: Annotated[
-        bool, Parameter(negative=(), show_default=False, help="Look again and again; with --json what is new or has changed.")
-    ] = False,
+    watch: WatchFlag = False,
     history: HistoryFlag = None,
     app: AppFlag = None,
     kafka: KafkaFlag = None,
@@ -58,48 +55,35 @@ async def ls(
     wanted = RunFilter(
         flows=tuple(flow or ()), states=tuple(state or ()), key=key, since=None if begin is None else begin.timestamp()
     )
-    seen: dict[str, int] = {}
     async with looking(settings_of(app=app, kafka=kafka, history=history)) as look:
-        with _screen(is_on=watch and not json) as screen:
-            while True:
-                try:
-                    page = look.history.runs(wanted, cursor=cursor, limit=max(1, limit))
-                except EventError as error:
-                    remedy = "Take it from the line of a run, or from the end of a list."
-                    raise UsageError("--cursor", error.cause, remedy) from error
-                if json:
-                    for run in [run for run in page.items if seen.get(run.run_id) != run.seq]:
-                        put(json_text(run_as_data(run)))
-                elif watch:
-                    screen.update(runs_as_table(page.items, screen.console.width), refresh=True)
-                else:
-                    _print(page, is_filtered=wanted != RunFilter() or cursor is not None)
-                if not watch:
-                    return
-                seen = {run.run_id: run.seq for run in page.items}
-                await asyncio.sleep(_LOOK_SECONDS)
-                await look.again()
+
+        async def list_runs() -> Shown:
+            try:
+                page = look.history.runs(wanted, cursor=cursor, limit=max(1, limit))
+            except EventError as error:
+                remedy = "Take it from the line of a run, or from the end of a list."
+                raise UsageError("--cursor", error.cause, remedy) from error
+            return _listed(page, is_filtered=wanted != RunFilter() or cursor is not None)
+
+        await repeatedly(list_runs, watch=watch, json=json, again=look.again)
 
 
-def _print(page: Page[RunRow], *, is_filtered: bool) -> None:
-    if page.items:
-        console = Console(highlight=False)
-        console.print(runs_as_table(page.items, console.width))
-    else:
-        say("no such runs" if is_filtered else "no runs yet; `engine events send` starts some")
-    if page.cursor is not None:
-        say(f"there are more: --cursor {page.cursor}")
-
-
-def _screen(*, is_on: bool) -> Live:
-    """What shows a list that changes; where it is off, or output is no terminal, nothing moves."""
-    console = Console(highlight=False) if is_on else Console(file=io.StringIO())
-    return Live(console=console, auto_refresh=False, vertical_overflow="crop")
+def _listed(page: Page[RunRow], *, is_filtered: bool) -> Shown:
+    runs = page.items
+    words = "" if page.cursor is None else f"there are more: --cursor {page.cursor}"
+    if not runs:
+        words = "no such runs" if is_filtered else "no runs yet; `engine events send` starts some"
+    return Shown(
+        lambda: ((run.run_id, run_as_data(run)) for run in runs),
+        lambda width: runs_as_table(runs, width) if runs else None,
+        words,
+    )
 
 
 async def show(
     run_id: Annotated[str, Parameter(help="The id of the run, or a beginning of it that no other run has.")],
     *,
+    watch: Annotated[bool, Parameter(negative=(), show_default=False, help="Look again and again until it has ended.")] = False,
     history: HistoryFlag = None,
     app: AppFlag = None,
     kafka: KafkaFlag = None,
@@ -107,30 +91,38 @@ async def show(
 ) -> None:
     """Show one run: its own facts, its task runs with their attempts, its state changes. Exits 3 when there is no such run."""
     settings = settings_of(app=app, kafka=kafka, history=history)
-    async with history_of(settings) as found:
-        run = found.run(run_id)
-        if run is None:
-            remedy = f"`engine runs ls` lists those that are kept; it may belong to another app than {settings.app} (--app)."
-            raise NotFound("run", run_id, remedy)
-        tasks = found.task_runs(run, limit=_ALL if json else _TASKS_SHOWN)
-        changes = found.changes(run, limit=_ALL if json else _CHANGES_SHOWN)
-    if json:
+    async with looking(settings) as look:
+
+        async def show_run() -> Shown:
+            run = look.history.run(run_id)
+            if run is None:
+                remedy = (
+                    f"`engine runs ls` lists those that are kept; it may belong to another app than {settings.app} (--app)."
+                )
+                raise NotFound("run", run_id, remedy)
+            return _shown(look.history, run, watch=watch, json=json)
+
+        await repeatedly(show_run, watch=watch, json=json, again=look.again, soft_wrap=True)
+
+
+def _shown(history: History, run: RunRow, *, watch: bool, json: bool) -> Shown:
+    tasks = history.task_runs(run, limit=_ALL if json else _TASKS_SHOWN)
+    # While one watches, the last changes are of interest; a terminal has no room for more.
+    after = run.seq - _CHANGES_WATCHED if watch and not json and run.ended_at is None else -1
+    changes = history.changes(run, after=after, limit=_ALL if json else _CHANGES_SHOWN)
+
+    def drawn(width: int) -> Group:
+        parts: list[RenderableType] = [run_as_header(run)]
+        parts += [Text(), tasks_as_table(tasks)] if tasks else []
+        parts += [Text(), *(change_as_line(change) for change in changes)]
+        parts += [Text(), Text(printable_lines(run.traceback))] if run.traceback else []
+        return Group(*parts)
+
+    def items() -> list[tuple[str, Any]]:
         data = [task_as_data(task) for task in tasks], [change_as_data(change) for change in changes]
-        put(json_text({"run": run_as_data(run), "task_runs": data[0], "changes": data[1]}))
-        return
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(run_as_header(run))
-    if tasks:
-        console.print()
-        console.print(tasks_as_table(tasks))
-    console.print()
-    for change in changes:
-        console.print(change_as_line(change))
-    if run.traceback:
-        console.print()
-        console.print(printable_lines(run.traceback), markup=False)
-    if run.tasks > len(tasks) or run.seq + 1 > len(changes):
-        say(
-            f"shown: {len(tasks)} of {run.tasks} task runs, {len(changes)} of {run.seq + 1} changes;"
-            " --json has all that are kept"
-        )
+        return [(run.run_id, {"run": run_as_data(run), "task_runs": data[0], "changes": data[1]})]
+
+    counts = f"{len(tasks)} of {run.tasks} task runs, {len(changes)} of {run.seq + 1} changes"
+    is_whole = run.tasks <= len(tasks) and run.seq + 1 <= len(changes)
+    words = "" if is_whole or json else f"shown: {counts}; --json has all that are kept"
+    return Shown(items, drawn, words, is_over=run.ended_at is not None)

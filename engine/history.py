@@ -209,14 +209,16 @@ class History:
         query = f"SELECT DISTINCT event_topic, event_partition, event_offset FROM runs WHERE {where}"  # noqa: S608
         return [Position(*row) for row in self._all(query, [event_id] if source is None else [event_id, source])]
 
-    def letters(self, *, all: bool = False, cursor: str | None = None, limit: int = 50) -> Page[LetterLine]:
-        """Dead letters, the newest first: the open ones, or with ``all`` those that were dealt with, too.
+    def letters(
+        self, *, all: bool = False, reasons: Sequence[str] = (), cursor: str | None = None, limit: int = 50
+    ) -> Page[LetterLine]:
+        """Dead letters of some reasons, or of any, the newest first: the open ones, or with ``all`` those dealt with, too.
 
         A page looks at so many of them at most (``LOOKED_AT``): one behind which there are more may be short, or empty.
         """
         before = _from_cursor(cursor) if cursor is not None else [float("inf"), 0]
         lies, end = "l.partition * (1 << 48) + l.place", [0.0, 0]
-        if not all:
+        if reasons or not all:
             query = f"SELECT at, {lies} FROM letters l WHERE (at, {lies}) < (?, ?) ORDER BY 1 DESC, 2 DESC LIMIT 1 OFFSET ?"  # noqa: S608
             [end] = self._all(query, [*before, self.LOOKED_AT - 1]) or [end]
         query = f"{_LETTERS} WHERE (l.at, {lies}) < (?, ?) AND (l.at, {lies}) >= (?, ?)"
@@ -225,7 +227,8 @@ class History:
                 " AND NOT EXISTS (SELECT 1 FROM marks m WHERE m.identity = l.identity) AND NOT EXISTS (SELECT 1 FROM letters e"
                 " WHERE e.identity = l.identity AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place))"
             )
-        rows = self._all(f"{query} ORDER BY l.at DESC, lies DESC LIMIT ?", [*before, *end, limit + 1])
+        query += f" AND l.reason IN ({', '.join('?' * len(reasons))})" if reasons else ""
+        rows = self._all(f"{query} ORDER BY l.at DESC, lies DESC LIMIT ?", [*before, *end, *reasons, limit + 1])
         lines = [_line(row) for row in rows[:limit]]
         if len(rows) > limit:
             return Page(lines, f"{lines[-1].row.at!r},{rows[limit - 1][-1]}")

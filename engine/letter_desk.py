@@ -38,11 +38,18 @@ class LetterDesk:
         self._broker = broker
         self._sink = sink
 
-    async def entries(self, wanted: Filter) -> list[Entry]:
-        """The letters that a filter chooses, the oldest first. Raises KafkaUnavailable or TopicError."""
-        found = LetterList()
+    async def entries(self, wanted: Filter, read: LetterList | None = None) -> list[Entry]:
+        """The letters that a filter chooses, the oldest first; ``read`` has what was read before for the same filter.
+
+        Raises KafkaUnavailable or TopicError.
+        """
+        found = LetterList() if read is None else read
         since_ms = 0 if wanted.since is None else int(wanted.since.timestamp() * 1000)
-        async for record in snapshot(self._broker, self._topic, since_ms):
+        starts: dict[int, int] | None = None
+        if found.nexts:
+            count = await self._broker.partitions(self._topic) or 0
+            starts = {partition: found.nexts.get(partition, 0) for partition in range(count)}
+        async for record in snapshot(self._broker, self._topic, since_ms, starts=starts):
             found.add(record)
         return [entry for entry in found.entries() if wanted.admits(entry)]
 

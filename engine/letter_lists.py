@@ -62,9 +62,12 @@ class LetterList:
     def __init__(self) -> None:
         self._entries: list[Entry] = []
         self._marks: list[Mark] = []
+        #: By partition the offset of the record behind the last one that was taken in.
+        self.nexts: dict[int, int] = {}
 
     def add(self, record: Record) -> None:
         """Take in a record of the topic."""
+        self.nexts[record.partition] = record.position.next_offset
         found = read_letter(record)
         if isinstance(found, Mark):
             self._marks.append(found)

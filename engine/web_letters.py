@@ -13,9 +13,11 @@ from starlette.routing import Route
 
 from engine.byte_views import as_hex, as_text, dump, from_form, pretty
 from engine.command_errors import NotFound
+from engine.events import Reason
 from engine.history import History
 from engine.history_rows import LetterLine, Page
 from engine.history_schema import KEPT_BYTES, LetterRow
+from engine.letter_queries import LetterQuery, query_of
 from engine.measures import plural
 from engine.web_acts import go_to, said
 from engine.web_forms import read_form
@@ -39,21 +41,24 @@ def routes(parts: Parts) -> list[Route]:
     def where(request: Request) -> tuple[int, int]:
         return request.path_params["partition"], request.path_params["offset"]
 
-    async def look(show_all: bool, cursor: str) -> Mapping[str, Any]:
+    async def look(query: LetterQuery) -> Mapping[str, Any]:
         def ask(history: History) -> Page[LetterLine]:
-            return history.letters(all=show_all, cursor=cursor or None, limit=PAGE)
+            reasons = [query.reason] if query.reason else []
+            return history.letters(all=query.all, reasons=reasons, cursor=query.cursor or None, limit=PAGE)
 
-        return {"page": await parts.reader.ask(ask), "all": show_all, "cursor": cursor, "may_act": parts.actions is not None}
+        page = await parts.reader.ask(ask)
+        reasons = [reason.value for reason in Reason]
+        return {"page": page, "query": query, "all": query.all, "reasons": reasons, "may_act": parts.actions is not None}
 
     async def show(request: Request) -> Response:
-        show_all, cursor = request.query_params.get("all") == "1", request.query_params.get("cursor", "")[:100]
-        live = None if cursor else f"/dead-letters/live{'?all=1' if show_all else ''}"
-        context = {**await look(show_all, cursor), "live": live}
-        return await parts.pages.page(request, "letters.html", context, active="dead-letters")
+        query = query_of(request.query_params)
+        # Older pages stay as they are: what is new is on the first one.
+        live = None if query.cursor else query.address("/dead-letters/live")
+        return await parts.pages.page(request, "letters.html", {**await look(query), "live": live}, active="dead-letters")
 
     async def live(request: Request) -> Response:
-        show_all = request.query_params.get("all") == "1"
-        return parts.live.respond(request, {"letters": "_letters.html"}, lambda: look(show_all, ""))
+        query = query_of(request.query_params)
+        return parts.live.respond(request, {"letters": "_letters.html"}, lambda: look(query))
 
     async def look_at(place: tuple[int, int]) -> Mapping[str, Any]:
         def ask(history: History) -> tuple[LetterLine | None, list[str]]:

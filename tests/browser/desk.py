@@ -117,6 +117,19 @@ class Desk:
 
         self._loop.call_soon_threadsafe(done)
 
+    def letter(self, reason: str, offset: int) -> None:
+        """Have another dead letter on the topic."""
+        topics = Topics(gaps=False)
+        topics._clock = time.time()
+        letter(topics, offset, b"{}", reason, "as a test would have it")
+        [record] = topics.records
+
+        def write(broker: MemoryBroker) -> None:
+            log = broker.log((LETTERS, 0))
+            log.append(msgspec.structs.replace(record, offset=len(log)))
+
+        self.do(write)
+
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join(_SECONDS)

@@ -183,6 +183,25 @@ def test_letters_are_dropped_together(page: Page, desk: Desk) -> None:
     expect(page.get_by_label("Select letter 0/3")).to_have_count(0)
 
 
+def test_letters_are_filtered_by_reason_in_the_address(page: Page, desk: Desk) -> None:
+    page.goto(f"{desk.url}/dead-letters?all=1")
+    page.get_by_label("Reason").select_option("malformed-data")
+    page.wait_for_url("**/dead-letters?reason=malformed-data&all=1")
+    expect(page.locator("#row-0-1")).to_have_text("malformed-data")
+    expect(page.locator("[data-row]")).to_have_count(1)
+    check_access(page, "filtered letters")
+    desk.letter("malformed-data", 60)
+    expect(page.locator("[data-row]")).to_have_count(2)
+    desk.letter("invalid-parameters", 61)
+    desk.letter("malformed-data", 62)
+    expect(page.locator("[data-row]")).to_have_count(3)
+    page.get_by_role("link", name="Clear").click()
+    page.wait_for_url("**/dead-letters?all=1")
+    expect(page.locator("[data-row] a", has_text="invalid-parameters")).not_to_have_count(0)
+    page.goto(f"{desk.url}/dead-letters?reason=too-large")
+    expect(page.locator("#letters")).to_contain_text("No such dead letters")
+
+
 def test_with_a_token_one_logs_in_acts_and_logs_out(guarded_desk: Desk, page: Page) -> None:
     """The page is closed before its server is, whose end it would hear of."""
     desk = guarded_desk

@@ -166,6 +166,8 @@ async def test_dead_letters_are_replayed_and_dropped(api: Api) -> None:
     await api.project()
     letters = (await api.get("/dead-letters"))["items"]
     assert {letter["reason"] for letter in letters} == {"invalid-parameters"}
+    assert (await api.get("/dead-letters", reason="invalid-parameters"))["items"] == letters
+    assert (await api.get("/dead-letters", reason="too-large"))["items"] == []
     ids = [letter["id"] for letter in letters]
     done = await api.post("/dead-letters/replay", {"ids": ids[:1], "value": '{"value": 4}'})
     assert [one["letter"] for one in done["items"]] == ids[:1]

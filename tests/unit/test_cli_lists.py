@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,9 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path, self.topics = str(path), Topics()
         self._store = HistoryStore(self.path, "app")
+        self.open()
+
+    def open(self) -> None:
         self._store.open()
 
     def project(self) -> None:
@@ -55,24 +59,34 @@ def test_flows_are_listed_as_engines_have_declared_them(database: Database, caps
     assert "Known: fulfil." in capsys.readouterr().err
 
 
+def watching(monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], None]) -> None:
+    """Between two looks of --watch one of these is done each time, then somebody presses Ctrl-C."""
+    left = list(steps)
+
+    async def sleep(seconds: float) -> None:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop(0)()
+
+    monkeypatch.setattr("engine.cli_watch.asyncio.sleep", sleep)
+
+
+def nothing() -> None:
+    return
+
+
 @pytest.mark.parametrize("flags", [["--json"], []])
 def test_a_list_that_is_watched_shows_what_has_changed(
     database: Database, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a_run(database.topics, RUN)
     database.project()
-    looks = 0
 
-    async def sleep(seconds: float) -> None:
-        nonlocal looks
-        looks += 1
-        if looks == 2:
-            a_run(database.topics, "cd" * 16, fails=True)
-            database.project()
-        if looks == 4:
-            raise KeyboardInterrupt
+    def another() -> None:
+        a_run(database.topics, "cd" * 16, fails=True)
+        database.project()
 
-    monkeypatch.setattr("engine.cli_run_lists.asyncio.sleep", sleep)
+    watching(monkeypatch, nothing, another, nothing)
     code = run("runs", "ls", "--watch", "--history", database.path, *flags)
     database.close()
     assert code == 130
@@ -83,3 +97,66 @@ def test_a_list_that_is_watched_shows_what_has_changed(
     else:
         assert RUN in out
         assert "cd" * 16 in out
+
+
+def test_a_database_that_is_made_anew_is_followed(
+    database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run(database.topics, RUN)
+    database.project()
+
+    def replace() -> None:
+        database.close()
+        for file in Path(database.path).parent.glob("history.db*"):
+            file.unlink()
+        database.topics = Topics()
+        database.open()
+        a_run(database.topics, "cd" * 16)
+        database.project()
+
+    watching(monkeypatch, replace)
+    assert run("runs", "ls", "--watch", "--json", "--history", database.path) == 130
+    database.close()
+    assert [json.loads(line)["run_id"] for line in capsys.readouterr().out.splitlines()] == [RUN, "cd" * 16]
+
+
+@pytest.mark.parametrize("flags", [["--json"], []])
+def test_one_run_is_watched_until_it_has_ended(
+    database: Database, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run(database.topics, RUN)
+    *database.topics.records, end = database.topics.records
+    database.project()
+
+    def ends() -> None:
+        database.topics.records.append(end)
+        database.project()
+
+    watching(monkeypatch, nothing, ends)
+    assert run("runs", "show", RUN, "--watch", "--history", database.path, *flags) == 0
+    database.close()
+    out = capsys.readouterr().out
+    if flags:
+        assert [json.loads(line)["run"]["state"] for line in out.splitlines()] == [State.RUNNING, State.COMPLETED]
+    else:
+        assert "COMPLETED" in out.splitlines()[0]
+        assert "1 of 1 have ended" in out
+
+
+def test_flows_of_the_history_are_watched_with_how_they_do(
+    database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database.topics.declaration("fulfil")
+    database.project()
+
+    def one_runs() -> None:
+        a_run(database.topics, RUN)
+        database.project()
+
+    watching(monkeypatch, nothing, one_runs, nothing)
+    assert run("flows", "ls", "--watch", "--json", "--history", database.path) == 130
+    database.close()
+    seen = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one.get("runs"), one.get("success_rate")) for one in seen] == [(None, None), (1, 1.0)]
+    assert run("flows", "ls", "--watch", "--handlers", "handlers/flights.py") == 2
+    assert "what handlers declare does not change" in capsys.readouterr().err

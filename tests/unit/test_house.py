@@ -13,6 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+from engine.errors import SettingsError
+from engine.settings import load
+from engine.web_roles import check_access
+
 HOUSE = Path(__file__).parents[2]
 MODULES = sorted((HOUSE / "engine").glob("*.py"))
 COMPOSE: dict[str, Any] = yaml.safe_load((HOUSE / "docker-compose.yml").read_text())
@@ -28,7 +32,8 @@ def test_the_compose_file_fits_the_compose_specification() -> None:
 
 
 def test_the_compose_file_brings_all_parts() -> None:
-    assert set(SERVICES) == {"kafka", "scheduler", "worker", "engine", "jaeger"}
+    assert set(SERVICES) == {"kafka", "scheduler", "worker", "engine", "dashboard", "jaeger"}
+    assert [name for name in SERVICES if "profiles" in SERVICES[name]] == ["dashboard"]
     assert SERVICES["kafka"]["image"] == "apache/kafka:4.3.1"
     assert SERVICES["jaeger"]["image"].startswith("jaegertracing/jaeger:2.")
 
@@ -56,14 +61,33 @@ def test_a_service_waits_until_what_it_needs_is_well(name: str) -> None:
     assert all(need["condition"] == "service_healthy" and other in SERVICES for other, need in needed.items())
 
 
-@pytest.mark.parametrize("name", ["engine", "worker"])
+@pytest.mark.parametrize("name", ["engine", "worker", "dashboard"])
 def test_engine_and_workers_send_their_traces_to_jaeger(name: str) -> None:
     assert SERVICES[name]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://jaeger:4318"
     assert f"{SERVICES[name]['environment']['ENGINE_TRACES'].removeprefix('http://')}:16686" in SERVICES["jaeger"]["ports"]
 
 
-def test_the_engine_of_the_compose_file_knows_kafka_and_dask() -> None:
-    environment = SERVICES["engine"]["environment"]
+def test_the_dashboard_of_the_compose_file_has_no_token_unless_somebody_gives_one() -> None:
+    service, environment = SERVICES["dashboard"], SERVICES["dashboard"]["environment"]
+    # Compose fills in variables of services that nobody asked for, too: ${…:?} would stop all of them.
+    assert {name: text for name, text in environment.items() if "TOKEN" in name} == {
+        "ENGINE_HTTP_TOKEN": "${ENGINE_HTTP_TOKEN:-}"
+    }
+    port = environment["ENGINE_HTTP"].rpartition(":")[2]
+    assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
+    with pytest.raises(SettingsError, match="http_token"):
+        check_access(load({}, environment | {"ENGINE_HTTP_TOKEN": ""}, HOUSE))
+    check_access(load({}, environment | {"ENGINE_HTTP_TOKEN": "a" * 16}, HOUSE))
+    [mount] = service["volumes"]
+    volume, _, folder = mount.partition(":")
+    assert volume in COMPOSE["volumes"]
+    assert environment["ENGINE_HISTORY"].startswith(f"{folder}/")
+    assert f"--owner engine {folder}" in (HOUSE / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("name", ["engine", "dashboard"])
+def test_who_comes_by_the_network_of_the_compose_file_knows_kafka_and_dask(name: str) -> None:
+    environment = SERVICES[name]["environment"]
     assert f"NETWORK://{environment['ENGINE_KAFKA']}" in SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
     assert environment["ENGINE_DASK"] == "tcp://scheduler:8786"
     assert environment["ENGINE_ALLOW_PLAINTEXT"] == "true"
