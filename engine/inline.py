@@ -66,7 +66,7 @@ class InlineExecutor:
         self._listener = listener
         loop = self._loop = asyncio.get_running_loop()
         self.logs.wake = lambda: loop.call_soon_threadsafe(self._pass_logs_on)
-        catcher.begin()
+        catcher.begin(self)
 
     def own(self, partition: int, epoch: int) -> None:
         """One process, one owner: nothing to refuse."""
@@ -115,7 +115,7 @@ class InlineExecutor:
             task.cancel()
         await asyncio.gather(*running, *self._parcels, return_exceptions=True)
         await asyncio.to_thread(self._pool.shutdown)
-        catcher.end()
+        catcher.end(self)
 
     def begin(self, report: Report) -> None:
         """See engine.worker.Reporter."""

@@ -101,19 +101,19 @@ def logger(name: str | None = None) -> Logger:
 
 
 class Catcher:
-    """Makes the records of standard logging. ``begin`` and ``end`` are called by each who wants lines caught here."""
+    """Makes the records of standard logging, while anybody wants lines caught here."""
 
     def __init__(self) -> None:
-        self._wanted = 0
+        self._wanting: set[object] = set()
         self._changes = threading.Lock()
         #: Who made them before; None while it is not we who are asked.
         self._make: Callable[..., logging.LogRecord] | None = None
         self._has_lowered = False
 
-    def begin(self) -> None:
-        """Catch from now on."""
+    def begin(self, who: object) -> None:
+        """Catch from now on, for this one."""
         with self._changes:
-            self._wanted += 1
+            self._wanting.add(who)
             if self._make is None:
                 self._make = logging.getLogRecordFactory()
                 logging.setLogRecordFactory(self.record)
@@ -123,11 +123,11 @@ class Catcher:
                 root.setLevel(logging.INFO)
                 self._has_lowered = True
 
-    def end(self) -> None:
-        """No longer, where nobody else wants it."""
+    def end(self, who: object) -> None:
+        """No longer, where nobody else wants it. Who has ended, or never begun, changes nothing for others."""
         with self._changes:
-            self._wanted -= 1
-            if self._wanted:
+            self._wanting.discard(who)
+            if self._wanting:
                 return
             if self._make is not None and logging.getLogRecordFactory() == self.record:
                 logging.setLogRecordFactory(self._make)
@@ -142,7 +142,7 @@ class Catcher:
         made = (self._make or logging.LogRecord)(*args, **kwargs)
         name: object = made.name
         # Without a name it is one that came from elsewhere, still empty (``logging.makeLogRecord``).
-        if self._wanted and isinstance(name, str) and (log := _log_here()) is not None:
+        if self._wanting and isinstance(name, str) and (log := _log_here()) is not None:
             log.say(made.created, made.levelno, made.name, lambda: _text_of(made))
         return made
 

@@ -60,7 +60,7 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         self.address = worker.address
         self.tracer = Tracer.from_environment("engine-worker")
         self.logs = Outbox()
-        catcher.begin()
+        catcher.begin(self)
         self._worker = worker
         #: Whether a task that cannot be stopped ends this process.
         self.restarts = owns_process(worker)
@@ -97,7 +97,7 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         """Called by the worker when it closes."""
         self._live.stop()
         self._flush()
-        catcher.end()
+        catcher.end(self)
         self.tracer.close()
 
     def begin(self, report: Report) -> None:

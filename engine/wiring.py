@@ -58,7 +58,7 @@ class Wirer:
         self._speakers: dict[str, Speaker] = {}
         #: What flows log.
         self.logs = Outbox()
-        catcher.begin()
+        catcher.begin(self)
 
     async def start(self, starts: Sequence[Start]) -> list[Advance]:
         """What each flow does first, or has done so far; one trip to the thread for all."""
@@ -75,7 +75,7 @@ class Wirer:
     def close(self) -> None:
         """Go through no more; a flow that blocks the thread is not waited for."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-        catcher.end()
+        catcher.end(self)
 
     async def _in_thread(self, work: Callable[[], list[Advance]]) -> list[Advance]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -39,12 +39,12 @@ def talk() -> Iterator[Talk]:
 
 
 @contextmanager
-def caught() -> Iterator[None]:
-    catcher.begin()
+def caught(who: str = "test") -> Iterator[None]:
+    catcher.begin(who)
     try:
         yield
     finally:
-        catcher.end()
+        catcher.end(who)
 
 
 @contextmanager
@@ -143,8 +143,10 @@ def test_the_last_to_end_leaves_logging_as_it_was() -> None:
     factory = logging.getLogRecordFactory()
     with bare_root() as root:
         with caught():
-            with caught():
+            with caught("another"):
                 pass
+            catcher.end("another")
+            catcher.end("one who never began")
             assert logging.getLogRecordFactory() != factory
         assert (logging.getLogRecordFactory(), root.handlers, root.level) == (factory, [], logging.WARNING)
 

@@ -348,8 +348,10 @@ class TestTelling:
         run_parcel(parcel_of(packed.retried, {"failures": 0}), lambda _: None, tracer=tracer)
         found = spans.get_finished_spans()
         assert [(span.name, span.attributes["engine.attempt"]) for span in found if span.attributes] == [
+            ("queue soon", 1),
             ("task soon", 1),
             ("task soon", 2),
+            ("queue soon_async", 1),
             ("task soon_async", 1),
             ("task soon_async", 2),
         ]
@@ -365,11 +367,11 @@ def test_a_task_outcome_has_no_error_unless_there_was_one() -> None:
 def test_what_a_packed_run_logs_is_said_by_its_flow_or_its_tasks(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     outbox = Outbox()
-    catcher.begin()
+    catcher.begin("test")
     try:
         run_parcel(parcel_of(talk.packed, {"sku": "a"}, {"sku": "b"}), lambda _: None, tracer=SILENT, logs=outbox, worker="w")
     finally:
-        catcher.end()
+        catcher.end("test")
     batches = [decode_batch(mail.value) for mail in outbox.take_all()]
     first, second = (f"{number:032x}" for number in range(2))
     assert [(batch.run_id, batch.task_run_id, batch.attempt, batch.worker) for batch in batches] == [

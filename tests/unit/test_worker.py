@@ -373,9 +373,9 @@ def test_a_task_that_cannot_be_stopped_is_reported_once_and_says_where_it_is(mon
 @pytest.fixture
 def _caught(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.INFO)
-    catcher.begin()
+    catcher.begin("test")
     yield
-    catcher.end()
+    catcher.end("test")
 
 
 def said(call: Call) -> list[LogBatch]:
