@@ -19,6 +19,8 @@ from engine.dask_runs import HeldRun
 VERSION = f"{version('kafka-dask-engine')} with Dask {version('distributed')}"
 #: What engine.sharing asks.
 KEYS = "engine_keys"
+#: And what it says once it has futures for the answer.
+WANT = "engine-want"
 
 
 class Answers:
@@ -31,6 +33,7 @@ class Answers:
         scheduler.handlers["engine_token"] = self.tell_token
         scheduler.handlers["engine_tasks"] = self.tell_tasks
         scheduler.handlers[KEYS] = self.tell_keys
+        scheduler.stream_handlers[WANT] = self.want
 
     async def tell_token(self) -> tuple[str, str, int]:
         """Answers which life of the plugin this is, of which release, and how many threads the workers have."""
@@ -56,3 +59,11 @@ class Answers:
         keys = [key for key in held.all_keys() if self._graph.has(key)]
         self._scheduler.client_desires_keys(keys, client)
         return {"keys": sorted(keys), "shared": held.shared if held.shared in keys else None}
+
+    def want(self, client: str, keys: list[str]) -> None:
+        """``client`` has futures of these keys by now: it is told what has become of them, also of those that are gone."""
+        gone = [key for key in keys if key not in self._scheduler.tasks]
+        self._scheduler.client_desires_keys([key for key in keys if key in self._scheduler.tasks], client)
+        comm = self._scheduler.client_comms.get(client)
+        if gone and comm is not None and not comm.closed():
+            comm.send({"op": "cancelled-keys", "keys": gone})

@@ -6,6 +6,7 @@ Its ``__str__`` may be broken, its text no Unicode, its traceback endless: somet
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterable
 from types import FrameType
 
 from engine.errors import TaskCrashed, TaskFailed
@@ -34,14 +35,28 @@ def failure_of(error: BaseException, own_files: tuple[str, ...] = ()) -> Failure
     return Failure(type(error).__qualname__, sendable(message[:MAX_MESSAGE]), sendable(text[-MAX_TRACEBACK:]))
 
 
-def stack_of(frame: FrameType | None, own_files: tuple[str, ...] = ()) -> str:
-    """Where code is that does not come back, as text, without the frames at its top that are in ``own_files``."""
+def stack_of(frames: Iterable[FrameType]) -> str:
+    """Where code is that does not come back, as text; its innermost frame is the last."""
+    lines = [traceback.format_stack(at, limit=1)[0] for at in frames]
+    return sendable("".join(["It is stuck here (most recent call last):\n", *lines])[-MAX_TRACEBACK:])
+
+
+def frames_of_thread(frame: FrameType | None, own_files: tuple[str, ...]) -> list[FrameType]:
+    """The frames of code that runs, up to those at its top that are in ``own_files``."""
     frames: list[FrameType] = []
     while frame is not None and frame.f_code.co_filename not in own_files:
         frames.append(frame)
         frame = frame.f_back
-    lines = [traceback.format_stack(at, limit=1)[0] for at in reversed(frames)]
-    return sendable("".join(["It is stuck here (most recent call last):\n", *lines])[-MAX_TRACEBACK:])
+    return frames[::-1]
+
+
+def frames_of_coroutine(coroutine: object, own_files: tuple[str, ...]) -> list[FrameType]:
+    """The frames of a coroutine that waits, and of those that it awaits, below those in ``own_files``."""
+    frames: list[FrameType] = []
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        frames = [] if frame.f_code.co_filename in own_files else [*frames, frame]
+        coroutine = getattr(coroutine, "cr_await", None)
+    return frames
 
 
 def state_of(error: BaseException) -> State:

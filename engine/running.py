@@ -24,7 +24,7 @@ from engine.attempts import current
 from engine.deadlines import TimeIsOver
 from engine.errors import ResultMissing, ResultStoreError, ResultStuck, TaskFailed, TaskTimeout, WiringError
 from engine.executor import TAKEN, Call, Report, index_of, values_at
-from engine.failures import MAX_MESSAGE, failure_of, stack_of
+from engine.failures import MAX_MESSAGE, failure_of, frames_of_coroutine, frames_of_thread, stack_of
 from engine.log_catcher import speaker
 from engine.log_outbox import Outbox, Speaker, Voice
 from engine.logs import logger, run_fields
@@ -149,6 +149,8 @@ class Attempt:
         self.is_known = False
         self._taken_from = ""
         self._is_stopped = False
+        #: Whether its end is told though its code goes on.
+        self.is_given_up = False
         #: Of an ``async def`` function.
         self.limit: asyncio.Timeout | None = None
         _running[call.key] = self
@@ -245,25 +247,25 @@ class Attempt:
         if self._is_stopped:
             self._conclude(self._report(State.CANCELLED, time.time(), error=_CANCELLED))
             return None, TaskFailed(_CANCELLED.type, _CANCELLED.message, "")
-        is_told = isinstance(error, TimeIsOver) and error.is_stuck  # by ``stuck``, before the code came back after all
         if isinstance(error, TimeIsOver):
             error = self._timeout().with_traceback(error.__traceback__)
         failure = failure_of(error, _OWN_FILES)
         report = self._failed(error, failure)
-        if not is_told:
-            self._end(report)
+        self._end(report)
         if report.retry_in_seconds is not None:
             return None, Postponed()
         return None, TaskFailed(failure.type, failure.message, failure.traceback)
 
-    def stuck(self, frame: FrameType | None) -> None:
-        """Report the end of an attempt whose code cannot be stopped; called by the watchdog."""
+    def stuck(self, frame: FrameType | None, coroutine: object = None) -> None:
+        """Report the end of an attempt whose code cannot be stopped; called by the watchdog, in its thread."""
+        frames = frames_of_thread(frame, _OWN_FILES) or frames_of_coroutine(coroutine, _OWN_FILES)
         error = self._timeout("restarted" if self._reporter.restarts else "abandoned")
         failure = failure_of(error)
-        failure = Failure(failure.type, failure.message, stack_of(frame, _OWN_FILES) + failure.traceback)
+        failure = Failure(failure.type, failure.message, stack_of(frames) + failure.traceback)
         remark = RESTARTED if self._reporter.restarts else "thread abandoned"
         report = msgspec.structs.replace(self._failed(error, failure), remark=remark)
         self._conclude(report)
+        self.is_given_up = True
         self._reporter.stuck(report, self._call.key)
 
     def hung(self) -> TaskTimeout:
@@ -317,6 +319,8 @@ class Attempt:
         return details
 
     def _end(self, report: Report) -> None:
+        if self.is_given_up:
+            return  # its code has come back after all
         self._conclude(report)
         self._reporter.end(report)
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from distributed import Client, Future
 
 from engine.command_errors import NotFound, UsageError
-from engine.dask_answers import KEYS
+from engine.dask_answers import KEYS, WANT
 from engine.dask_clients import close_client, open_client
 from engine.errors import DaskUnavailable
 from engine.executor import FINAL
@@ -131,7 +131,7 @@ class Attached:
         self._sort()
         # They are ours since the answer was given, and what became of them meanwhile was told to futures that did not
         # exist. Said again, now that they do, it makes the scheduler tell again.
-        self.client._send_to_scheduler({"op": "client-desires-keys", "keys": keys})
+        self.client._send_to_scheduler({"op": WANT, "keys": keys})
 
     async def _release(self) -> None:
         for future in self._futures.values():

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.attempts import current
-from engine.deadlines import guard, run_within
+from engine.deadlines import GRACE_SECONDS, guard, run_within
 from engine.errors import TaskTimeout
 from engine.executor import Call
 from engine.handles import recorder
@@ -43,7 +43,7 @@ async def execute_async(call: Call, results: Sequence[Any], reporter: Reporter) 
     """Run a call of an ``async def`` function. Raises as ``execute`` does."""
     attempt = Attempt(call, reporter)
     token = recorder.set(attempt.spawner)
-    leave = guard(call.timeout_seconds)
+    limit = _Limit(attempt, call.timeout_seconds)
     try:
         if call.hung is not None:
             raise attempt.hung()  # noqa: TRY301 - as above
@@ -60,11 +60,37 @@ async def execute_async(call: Call, results: Sequence[Any], reporter: Reporter) 
     except BaseException as error:  # as above
         ended = attempt.failed(error)
     finally:
-        leave()
+        limit.close()
         attempt.close()
         recorder.reset(token)
         current.set(None)  # threads are reused
+    if attempt.is_given_up and reporter.restarts:
+        await asyncio.get_running_loop().create_future()  # Dask has let go of it, and this process is about to end
     return _leave(ended)
+
+
+class _Limit:
+    """What becomes of async code that is not through some time after it was cancelled because its time was over.
+
+    Code that stays is given up, as that of a thread. Where the event loop itself does not get on, its process is ended.
+    """
+
+    def __init__(self, attempt: Attempt, timeout_seconds: float | None) -> None:
+        self._attempt = attempt
+        self._leave = guard(timeout_seconds)
+        self._timer: asyncio.TimerHandle | None = None
+        if timeout_seconds is not None:
+            self._task = asyncio.current_task()
+            self._timer = asyncio.get_running_loop().call_later(timeout_seconds + GRACE_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        self._leave()
+        self._attempt.stuck(None, None if self._task is None else self._task.get_coro())
+
+    def close(self) -> None:
+        self._leave()
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 def _leave(ended: tuple[Any, Exception | None]) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,14 @@ async def backtrack_once(folder: str) -> int:
     return attempt().number
 
 
+@task(timeout_seconds=0.3)
+async def stay(folder: str) -> None:
+    _note(folder, "stay")
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+
 @task(retry=Retry(5, wait=fixed(0.01)))
 def give_up(folder: str) -> None:
     _note(folder, "give up")
@@ -92,6 +102,11 @@ def hang(folder: str) -> Any:
 @flow(on("hung"))
 def hang_once(folder: str) -> Any:
     return backtrack_once(folder)
+
+
+@flow(on("stays"))
+def overstay(folder: str) -> Any:
+    return stay(folder)
 
 
 @flow(on("terminal"))

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import engine
 from engine import Retry, fixed, flow, on, task
 
 
@@ -50,6 +51,13 @@ def parent(folder: str) -> Any:
 @flow(on("families"))
 def family(folder: str) -> Any:
     return parent(folder)
+
+
+@flow(on("anchors", type="anchor.dropped"))
+async def anchor(topic: str) -> str:
+    """Waits, with nothing on the cluster, until it is weighed."""
+    await engine.wait_for_event(topic, type="anchor.weighed")
+    return "afloat"
 
 
 @flow(on("voyages"))

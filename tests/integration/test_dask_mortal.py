@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from distributed import Client, Variable
 
 from engine.dask_deaths import WORKER_DIED
 from engine.states import State
@@ -21,6 +22,7 @@ from tests.waiting import eventually
 
 S = State
 PATIENCE_SECONDS = 60.0
+FLOWS = (flows.voyage, flows.family, flows.trip, flows.anchor)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def mortal_dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedDask
 @pytest.fixture
 async def app(kafka: str, mortal_dask: SharedDask, tmp_path: Path) -> AsyncIterator[AppUnderTest]:
     apps = Apps(kafka, mortal_dask.address)
-    app = await apps.start(flows.voyage, flows.family, flows.trip, http="127.0.0.1:0", results=f"file://{tmp_path}/results")
+    app = await apps.start(*FLOWS, http="127.0.0.1:0", results=f"file://{tmp_path}/results")
     yield app
     await apps.close()
 
@@ -116,6 +118,8 @@ async def test_while_the_scheduler_is_away_readyz_says_so_and_open_runs_go_on_wh
     app: AppUnderTest, mortal_dask: SharedDask, tmp_path: Path
 ) -> None:
     id = await under_way(app, tmp_path)
+    waiting = await app.send("anchors", {"topic": app.topic("anchors")}, type="anchor.dropped")
+    await app.heard(task="engine.wait_for_event", state=S.RUNNING)
     mortal_dask.kill()
     async with httpx.AsyncClient(base_url=f"http://{app.app.http}") as client:
         await eventually(lambda: app.app.readiness()["dask"] != "ok", PATIENCE_SECONDS)
@@ -132,3 +136,8 @@ async def test_while_the_scheduler_is_away_readyz_says_so_and_open_runs_go_on_wh
     finished = finished_ones(tmp_path)
     assert finished["treasure"] == 1, "what was kept is read back"
     assert set(finished.values()) == {1}, "what nobody needs is not made again"
+    async with Client(mortal_dask.address, asynchronous=True, set_as_default=False) as dask:
+        final = await Variable(f"run-{app.run_id('anchor', waiting)}", client=dask).get(timeout=10)
+        assert final.status == "pending", "a run that only waits has its final future there as well"
+        await app.send("anchors", {}, type="anchor.weighed")
+        assert await final == "afloat"

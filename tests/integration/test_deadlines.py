@@ -65,6 +65,8 @@ def notes(folder: Path) -> Counter[str]:
 async def test_a_task_that_cannot_be_stopped_fails_once_and_its_neighbours_run_again(
     apps: Apps, workers: Workers, tmp_path: Path
 ) -> None:
+    codes: list[int | None] = []
+    workers.dask.on_end = lambda child: codes.append(child.exit_code)
     app = await apps.start(*FLOWS, dask=workers.dask.address)
     folder = {"folder": str(tmp_path)}
     beside = await app.send("beside", {**folder, "count": 3})  # with the stuck one all four threads are taken
@@ -79,6 +81,7 @@ async def test_a_task_that_cannot_be_stopped_fails_once_and_its_neighbours_run_a
     assert "time.sleep(60)" in run.end.error.traceback, "it says where"
     await workers.are_back()
     assert len(workers.restarted()) == 1
+    assert codes == [EXIT_CODE], "it has ended in order"
     assert sum(notes(tmp_path)[line] for line in notes(tmp_path) if line.startswith("sleep")) == 1
     (tmp_path / "go").touch()
     other = await app.run("beside", beside)
@@ -88,16 +91,23 @@ async def test_a_task_that_cannot_be_stopped_fails_once_and_its_neighbours_run_a
     assert sum(begun) > 3, "what ran beside it ran again"
 
 
-async def test_the_process_ends_with_a_code_of_its_own_and_in_order(apps: Apps, workers: Workers, tmp_path: Path) -> None:
+async def test_an_async_task_that_stays_when_it_is_cancelled_is_given_up_and_its_process_ends_in_order(
+    apps: Apps, workers: Workers, tmp_path: Path
+) -> None:
     codes: list[int | None] = []
     workers.dask.on_end = lambda child: codes.append(child.exit_code)
-    app = await apps.start(*FLOWS, dask=workers.dask.address)
+    app = await apps.start(*FLOWS, flows.overstay, dask=workers.dask.address)
     (tmp_path / "go").touch()
     done = await app.do("beside", {"folder": str(tmp_path), "count": 40}, "beside")
     assert done.end.state is S.COMPLETED
-    await app.do("stuck", {"folder": str(tmp_path)}, "oversleep")
+    run = await app.do("stays", {"folder": str(tmp_path)}, "overstay")
+    assert (run.end.state, run.states("stay")) == (S.FAILED, [S.SCHEDULED, S.RUNNING, S.FAILED])
+    assert run.end.error is not None
+    assert "could not be stopped: the worker process was restarted" in run.end.error.message
+    assert "await asyncio.sleep(60)" in run.end.error.traceback, "it says where"
     await workers.are_back()
     assert codes == [EXIT_CODE]
+    assert notes(tmp_path)["stay"] == 1
 
 
 async def test_a_task_that_holds_the_interpreter_fails_once_and_its_neighbours_run_again(

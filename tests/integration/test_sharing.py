@@ -475,6 +475,27 @@ class TestFutures:
             async with await engine.attach(RUN, client) as attached, asyncio.timeout(5):
                 assert await attached.future("t") == 5
 
+    async def test_of_a_run_that_ends_while_they_are_made_do_not_hang(self, fake: Engine, address: str) -> None:
+        async with plain_client(address) as client:
+            fake.submit({"t-0": 5})
+            attached = await fake.attach(address, 1, client)
+            ask = client.scheduler.engine_keys
+
+            async def slow(**question: Any) -> Any:
+                answer = await ask(**question)
+                fake.cancel()
+                async with asyncio.timeout(20):
+                    while RUN in (await scheduler_holds(address))["runs"]:
+                        pass  # each look is a round trip
+                return answer
+
+            await attached.close()
+            client.scheduler.engine_keys = slow
+            async with await engine.attach(RUN, client) as attached:
+                assert attached.final is not None
+                with pytest.raises(FutureCancelledError):
+                    await attached.final
+
 
 class TestARunThatIsNotOpen:
     @pytest.mark.parametrize("run_id", [RUN, "x", "../" + RUN, ""])

@@ -102,6 +102,20 @@ def run(call: Call, *results: Any) -> tuple[Any, list[Report]]:
         return error, reporter.reports
 
 
+async def test_async_code_that_stays_when_it_is_cancelled_is_given_up_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.worker.GRACE_SECONDS", 0.01)
+    reporter = Listed()
+    reporter.restarts = False  # else it would wait for the end of its process
+
+    call = msgspec.structs.replace(call_of(orders.stays, 0.3), timeout_seconds=0.01)
+    await execute_async(call, (), reporter)
+    [begun, failed] = reporter.reports
+    assert (begun.state, failed.state, failed.remark) == (State.RUNNING, State.FAILED, "thread abandoned")
+    assert failed.error is not None
+    assert failed.error.type == "TaskTimeout"
+    assert "in stays" in failed.error.traceback
+
+
 @pytest.mark.parametrize("task", [orders.double, orders.later])
 def test_an_attempt_whose_process_was_ended_is_reported_as_over_its_time_and_not_run(task: Task[..., Any]) -> None:
     call = msgspec.structs.replace(call_of(task, "not looked at"), timeout_seconds=0.5, hung=(7.0, "tcp://gone:1"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import sys
@@ -271,3 +272,13 @@ def mapped(length: int) -> Any:
 @flow(on("orders"))
 def mapped_in_task(length: int) -> Any:
     return maps(length)
+
+
+@task
+async def stays(seconds: float) -> None:
+    """Goes on for so long, also when it is cancelled."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while loop.time() < until:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(until - loop.time())
