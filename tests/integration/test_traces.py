@@ -151,7 +151,7 @@ async def test_a_run_that_goes_on_is_in_its_trace_from_its_beginning(apps: Apps,
     await eventually(lambda: [span for span in receiver.spans(trace_id) if span.name == "start in_turn"])
     seen = receiver.spans(trace_id)
     mark = one(seen, "start in_turn")
-    assert mark.start == mark.end
+    assert mark.start < mark.end, "it was queued"
     assert mark.attributes["engine.run_id"] == app.run_id("in_turn", id)
     assert mark.parent_id in {span.span_id for span in seen if span.name.startswith("send ")}
     assert "run in_turn" not in {span.name for span in seen}
