@@ -31,7 +31,7 @@ async def run(
     """Fill the history database from the topics, from where it was, until SIGTERM or Ctrl-C; one process to a database.
 
     It outlives trouble of Kafka and of the disk, and logs it. With --json: one line {"history", "kafka", "pid"} on standard
-    output when it has begun.
+    output when it has begun, then a line {"trouble"} whenever it has to wait, empty when that is over.
     """
     settings = _settings(history, app, kafka)
     logs.configure(level=settings.log_level)
@@ -44,13 +44,17 @@ async def run(
             put(json_text({"history": settings.history_path, "kafka": settings.kafka, "pid": os.getpid()}))
         told = True
 
+    def tell_trouble(trouble: str) -> None:
+        if json:
+            put(json_text({"trouble": trouble}))
+
     # As ``engine run`` does: what is loaded now stays, and batches of records are no garbage until they are written.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, projector.stop)
-    await projector.run(tell)
+    await projector.run(tell, tell_trouble)
 
 
 async def rebuild(*, history: HistoryFlag = None, app: AppFlag = None, kafka: KafkaFlag = None, json: JsonFlag = False) -> None:

@@ -15,7 +15,7 @@ from distributed import Scheduler
 from engine.dask_graph import DaskGraph
 from engine.dask_names import Names
 from engine.executor import key_of
-from engine.parcels import Outcome, Parcel, decode_outcomes, decode_parcel, encode_outcomes, encode_parcel
+from engine.parcels import Outcome, Parcel, decode_parcel, encode_outcomes, encode_parcel
 from engine.reporter import run_packed, take_kept
 
 
@@ -100,11 +100,10 @@ class HeldParcels:
         # Dask would run it again as it is; at the first death of its worker it is ours to say what of it is.
         self._scheduler.tasks[key].suspicious = self._scheduler.allowed_failures
 
-    def hear(self, outcomes: bytes) -> None:
+    def hear(self, outcomes: Sequence[Outcome]) -> None:
         """Runs of a parcel have ended, on a worker."""
-        decoded = decode_outcomes(outcomes)
         by_slot: dict[tuple[str, int], list[Outcome]] = {}
-        for outcome in decoded:
+        for outcome in outcomes:
             known = self._runs.get(outcome.run_id)
             if known is not None and known.attempt == outcome.attempt:
                 known.outcome, known.key = outcome, ""

@@ -90,19 +90,19 @@ class Doorkeeper:
         await self._app(scope, receive, secured)
 
     def _visitor(self, request: Request) -> Visitor | None:
-        access, headers, peer = self._access, request.headers, peer_of(request)
+        access, headers = self._access, request.headers
         if not access.is_on:
             return ANYBODY_HERE
         if (authorization := headers.get("authorization")) is not None and access.has_tokens:
-            return self._by_bearer(authorization, peer)
-        by_proxy = access.by_proxy(peer, headers.items())
+            return self._by_bearer(authorization, client_of(request, access))
+        by_proxy = access.by_proxy(peer_of(request), headers.items())
         if by_proxy is not None:
             return Visitor(by_proxy.role, by_proxy.name, csrf_of(self._proxy_key, by_proxy.name))
         name = cookie_name(self._settings.app, is_https=is_https(request, access))
         return visitor_of(request.cookies.get(name, ""), access.keys, self._clock())
 
-    def _by_bearer(self, authorization: str, peer: str) -> Visitor:
-        who, now = sender(peer), self._clock()
+    def _by_bearer(self, authorization: str, address: str) -> Visitor:
+        who, now = sender(address), self._clock()
         wait_seconds = self._limits.wait_seconds(who, now)
         if wait_seconds:
             raise RequestRefused(429, "too-many-attempts", f"try again in {math.ceil(wait_seconds)} s")
@@ -110,7 +110,7 @@ class Doorkeeper:
         role = self._access.by_token(token.strip()) if scheme.lower() == "bearer" else None
         if role is None:
             self._limits.failed(who, now)
-            logger.warning("a wrong token was refused", peer=peer)
+            logger.warning("a wrong token was refused", peer=address)
             raise RequestRefused(401, "unauthorized", "the token is not valid here")
         return Visitor(role)
 
@@ -161,6 +161,17 @@ class Doorkeeper:
 def peer_of(request: Request) -> str:
     """The address that the connection comes from."""
     return request.client.host if request.client is not None else ""
+
+
+def client_of(request: Request, access: Access) -> str:
+    """The address of whoever asks: of the connection, or where that is a proxy that is believed, the last that it names."""
+    peer = peer_of(request)
+    if not access.is_proxy(peer):
+        return peer
+    named = [part.strip() for line in request.headers.getlist("x-forwarded-for") for part in line.split(",")]
+    # From behind: what stands before the proxies' own additions is the sender's word.
+    found = next((one for one in reversed(named) if not access.is_proxy(one)), peer)
+    return found if sender(found) else peer
 
 
 def is_https(request: Request, access: Access) -> bool:

@@ -110,13 +110,13 @@ decode_parcel = msgspec.msgpack.Decoder(Parcel).decode
 encode_outcomes = msgspec.msgpack.Encoder().encode
 decode_outcomes = msgspec.msgpack.Decoder(list[Outcome]).decode
 decode_tasks = msgspec.json.Decoder(list[TaskEntry]).decode
-_encode_entries = msgspec.json.Encoder().encode
+encode_entries = msgspec.json.Encoder().encode
 _moment = datetime.fromtimestamp
 
 
 def encode_tasks(tasks: Iterable[TaskOutcome]) -> bytes:
     """A JSON array of TaskEntry."""
-    return _encode_entries([_entry(task) for task in tasks])
+    return encode_entries([_entry(task) for task in tasks])
 
 
 def _entry(task: TaskOutcome) -> TaskEntry:

@@ -26,6 +26,8 @@ _POLL_SECONDS = 0.2
 _BACKOFF_SECONDS, _BACKOFF_LIMIT_SECONDS = 0.2, 5.0
 #: How often what is too old or too much is dropped.
 _FORGET_SECONDS = 60.0
+#: How often it is looked whether the file is still there while nothing comes.
+_LOOK_SECONDS = 1.0
 
 
 class Projector:
@@ -49,7 +51,9 @@ class Projector:
         self._source: Source | None = None
         self._offsets: Offsets = {}
         self._ends: dict[Partition, int] = {}
-        self._forget_at = 0.0
+        self._forget_at = self._look_at = 0.0
+        self._trouble = ""
+        self._on_trouble: Callable[[str], None] = lambda trouble: None
         #: Records taken in, and whether some lie before those that ``last_records`` allowed.
         self.records = 0
         self.is_cut = False
@@ -58,11 +62,15 @@ class Projector:
         """Let ``run`` return."""
         self._stopping.set()
 
-    async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
-        """Project until stopped, over any trouble of Kafka or the database that may pass.
+    async def run(
+        self, on_ready: Callable[[], None] = lambda: None, on_trouble: Callable[[str], None] = lambda trouble: None
+    ) -> None:
+        """Project until stopped, over any trouble of Kafka or the database that may pass; ``on_trouble`` is told of it, and
+        with an empty text that it is over.
 
         Raises HistoryInUse and HistoryUnreadable.
         """
+        self._on_trouble = on_trouble
         backoff = _BACKOFF_SECONDS
         while not self._stopping.is_set():
             taken = self.records
@@ -74,6 +82,7 @@ class Projector:
                 # Nothing of the batch was kept, nor its offsets: it is read again.
                 backoff = _BACKOFF_SECONDS if self.records > taken else min(2 * backoff, _BACKOFF_LIMIT_SECONDS)
                 logger.warning("history waits", error=str(error), again_in_seconds=backoff)
+                self._tell(str(error))
                 await self._close()
                 await self._rest(backoff)
             finally:
@@ -134,8 +143,15 @@ class Projector:
             records = await self._gather()
             if records:
                 await self._write(records)
+                self._tell("")
             elif until_end and await self._is_at_end():
                 return
+            elif time.monotonic() >= self._look_at:
+                # Who deletes the database of a quiet app need not wait for the next record to have another one.
+                self._look_at = time.monotonic() + _LOOK_SECONDS
+                await self._expect_there()
+                if self._trouble and await self._is_at_end():
+                    self._tell("")
             if not until_end and time.monotonic() >= self._forget_at:
                 await self._forget()
 
@@ -151,14 +167,23 @@ class Projector:
         return records
 
     async def _write(self, records: list[Record]) -> None:
-        if not await asyncio.to_thread(self._store.is_there):
-            raise HistoryUnavailable(self._store.path, "its file was deleted or replaced; it is opened again")
+        await self._expect_there()
         readings = read_all(records, self._settings.states_topic, self._settings.logs_topic)
         for origin, error in readings.unreadable:
             logger.error("unreadable record", origin=origin, error=error)
         book = await asyncio.to_thread(self._store.write, readings, self._offsets)
         self._offsets = book.offsets
         self.records += len(records)
+
+    async def _expect_there(self) -> None:
+        if not await asyncio.to_thread(self._store.is_there):
+            raise HistoryUnavailable(self._store.path, "its file was deleted or replaced; it is opened again")
+
+    def _tell(self, trouble: str) -> None:
+        """That it is open again is no end of trouble: on a full disk it can be opened, and not written to."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._on_trouble(trouble)
 
     async def _is_at_end(self) -> bool:
         source = self._reader

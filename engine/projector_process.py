@@ -33,6 +33,12 @@ class _Told(msgspec.Struct):
     message: str = ""
 
 
+class _Waiting(msgspec.Struct):
+    """What it says with ``--json`` while it runs: first that it has begun, without trouble."""
+
+    trouble: str = ""
+
+
 class _Ending(msgspec.Struct):
     """What a command says with ``--json`` of the error that ended it."""
 
@@ -98,7 +104,7 @@ class ProjectorProcess:
         )
         self._last_line = b""
         reading = [
-            asyncio.create_task(self._read_ready(process.stdout), name="projector-ready"),
+            asyncio.create_task(self._hear(process.stdout), name="projector-trouble"),
             asyncio.create_task(self._pass_on(process.stderr), name="projector-log"),
         ]
         ending = asyncio.create_task(process.wait(), name="projector-end")
@@ -111,9 +117,15 @@ class ProjectorProcess:
             await asyncio.gather(ending, *reading, stopping, return_exceptions=True)
         return process.returncode or 0
 
-    async def _read_ready(self, stdout: asyncio.StreamReader | None) -> None:
-        if stdout is not None and await stdout.readline():
-            self.trouble = ""
+    async def _hear(self, stdout: asyncio.StreamReader | None) -> None:
+        while stdout is not None:
+            try:
+                line = await stdout.readline()
+                if not line:
+                    return
+                self.trouble = msgspec.json.decode(line, type=_Waiting).trouble
+            except (ValueError, msgspec.MsgspecError):
+                continue  # A line that is too long, or none of ours: it says nothing of how it is.
 
     async def _pass_on(self, stderr: asyncio.StreamReader | None) -> None:
         """Its log is ours."""
@@ -125,7 +137,8 @@ class ProjectorProcess:
             if not line:
                 return
             self._last_line = line
-            if not line.startswith(b'{"error"'):
+            # Why it ended is told with what ``run`` does about it. A line of the log may begin with an error, too.
+            if not _reason(line):
                 sys.stderr.write(line.decode(errors="replace"))
                 sys.stderr.flush()
 

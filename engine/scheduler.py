@@ -16,6 +16,7 @@ from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from engine.dask_answers import Answers
+from engine.dask_clocks import outcomes_of, reports_of
 from engine.dask_deaths import Deaths, crashed, read_death
 from engine.dask_finals import Finals
 from engine.dask_graph import DaskGraph, Pending
@@ -24,18 +25,7 @@ from engine.dask_names import Names
 from engine.dask_parcels import HeldParcels
 from engine.dask_runs import HeldRun
 from engine.dask_waits import Waits
-from engine.executor import (
-    Call,
-    Report,
-    RunEnd,
-    decode_call,
-    decode_end,
-    decode_reports,
-    encode_call,
-    encode_reports,
-    index_of,
-    run_of,
-)
+from engine.executor import Call, Report, RunEnd, decode_call, decode_end, encode_call, encode_reports, index_of, run_of
 from engine.parcels import decode_parcel
 from engine.spawning import refused
 from engine.states import Failure, State
@@ -145,7 +135,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         """Reports from a worker: kept while the run is held, acted on, passed on to its owner."""
         pending = Pending()
         told: list[Report] = []
-        for report in decode_reports(reports):
+        for report in reports_of(self.scheduler, worker, reports):
             held = self._runs.get(report.run_id)
             if held is None:
                 continue
@@ -231,7 +221,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def hear_outcomes(self, worker: str, outcomes: bytes) -> None:
         """Outcomes of packed runs, from a worker."""
-        self._parcels.hear(outcomes)
+        self._parcels.hear(outcomes_of(self.scheduler, worker, outcomes))
 
     def release_parcels(self, client: str, run_ids: list[str], keep_seconds: float) -> None:
         """Packed runs have ended, and their ends are on the state topic: void where the engine has lost the partition."""
@@ -265,8 +255,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
             if held is not None and held.shared == key:
                 self._names.share(run_id, key)
         failure = Failure("LostDependency", "a result that the task needs is not on the cluster any more")
-        at = time.time()
-        self._take([Report(c.run_id, c.index, State.CRASHED, c.attempt, 0.0, at, "", failure) for c in refused])
+        self._take([Report(c.run_id, c.index, State.CRASHED, c.attempt, 0.0, time.time(), "", failure) for c in refused])
 
     def _spawn(self, held: HeldRun, report: Report, pending: Pending) -> Report:
         """Children that a task has started. Those that are here run on; the engine is told of all, and skips what it knows."""

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from engine.doorkeeper import LOGIN, is_https, peer_of
+from engine.doorkeeper import LOGIN, client_of, is_https
 from engine.login_limits import LoginLimits
 from engine.logs import logger
 from engine.settings import Settings
@@ -52,7 +52,7 @@ class Login:
         form = await _form(request)
         if form is None:
             return await self._page(request, "/", "That was no login.", 400)
-        where, who, now = local_path(form.get("next", "/")), sender(peer_of(request)), self._clock()
+        where, who, now = local_path(form.get("next", "/")), sender(client_of(request, self._access)), self._clock()
         wait_seconds = self._limits.wait_seconds(who, now)
         if wait_seconds:
             text = f"Too many wrong tokens came from your address. Try again in {math.ceil(wait_seconds)} seconds."
@@ -62,7 +62,7 @@ class Login:
         role = self._access.by_token(form.get("token", "").strip())
         if role is None:
             self._limits.failed(who, now)
-            logger.warning("a login was refused", peer=peer_of(request))
+            logger.warning("a login was refused", peer=client_of(request, self._access))
             return await self._page(request, where, "This token is not valid here.", 401)
         self._limits.succeeded(who)
         session = begin(self._access.keys[role], role, now, os.urandom(NONCE_BYTES))

@@ -72,8 +72,9 @@ class Access:
         self._user_header = _header("http_user_header", settings.http_user_header)
         self._role_header = _header("http_role_header", settings.http_role_header)
         self._proxies = [_network(text) for text in settings.http_proxies]
-        if bool(self._user_header) != bool(self._proxies) or (self._role_header and not self._user_header):
-            cause = "http_user_header and http_proxies need each other, and http_role_header needs both"
+        is_idle = bool(self._proxies) and not (self._user_header or self._tokens)
+        if is_idle or (self._user_header and not self._proxies) or (self._role_header and not self._user_header):
+            cause = "http_user_header needs http_proxies, http_proxies that or a token, and http_role_header needs both"
             remedy = "Name the header with the user's name, and the addresses of the proxy that sets it."
             raise SettingsError("http_user_header", settings.http_user_header, cause, remedy)
 

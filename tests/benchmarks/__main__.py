@@ -19,6 +19,7 @@ from tests.benchmarks.depth import depth
 from tests.benchmarks.flat import flat
 from tests.benchmarks.history import history
 from tests.benchmarks.latency import latency
+from tests.benchmarks.live import live
 from tests.benchmarks.pressure import pressure
 from tests.benchmarks.profiling import profile
 from tests.benchmarks.restart import restart
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None]]] =
     "pressure": lambda a: pressure(a.events or 200_000),
     "beside": lambda a: beside(a.runs or (10_000 if a.packed else 1_000), a.rounds, packed=a.packed, free_core=a.free_core),
     "history": lambda a: history(a.runs or 1_000_000),
+    "live": lambda a: live(a.events or 10_500),
     "restart": lambda a: restart(a.runs or 1_000_000, a.open_runs, a.rounds),
     "profile": lambda a: profile(a.runs or 5_000, packed=a.packed, sampled=a.sampled),
 }
@@ -50,7 +52,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, help="runs a round; for flat and profile: in all")
     parser.add_argument("--open-runs", type=int, default=10_000, help="for restart, where --runs are those of the past")
     parser.add_argument("--maps", type=int, default=4, help="maps a round, for wide")
-    parser.add_argument("--events", type=int, help="events a round at most, for latency; events in all, for pressure")
+    parser.add_argument(
+        "--events", type=int, help="events a round at most, for latency; events in all, for pressure; a second, for live"
+    )
     parser.add_argument(
         "--free-core", action="store_true", help="beside: the projector has a core to itself, the rest the others"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import psutil
+import pytest
 
 from engine.broker import TopicSpec
 from engine.history_store import is_in_use
@@ -30,9 +31,9 @@ def is_projector(process: psutil.Process) -> bool:
 
 
 async def test_one_of_two_writes_and_the_other_takes_over(
-    tmp_path: Path, kafka_settings: Settings, kafka_broker: KafkaBroker
+    tmp_path: Path, kafka_settings: Settings, kafka_broker: KafkaBroker, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path = str(tmp_path / "history.db")
+    path = str(tmp_path / "folder" / "history.db")
     settings = msgspec.structs.replace(kafka_settings, app="two-dashboards", history=path)
     own = (settings.states_topic, settings.dead_letters_topic, settings.logs_topic)
     await kafka_broker.ensure_topics([TopicSpec(topic, 1) for topic in own])
@@ -51,6 +52,15 @@ async def test_one_of_two_writes_and_the_other_takes_over(
     await first_running
     await eventually(lambda: not second.is_elsewhere and not second.trouble)
     await eventually(lambda: is_in_use(path))
+
+    # A folder that is no folder any more: no record need come for that to be seen, and to be over.
+    folder = Path(path).parent
+    folder.rename(tmp_path / "gone")
+    folder.write_text("")
+    await eventually(lambda: path in second.trouble)
+    assert "history waits" in capfd.readouterr().err, "its log is ours"
+    folder.unlink()
+    await eventually(lambda: not second.trouble and is_in_use(path))
     second.stop()
     await second_running
     assert not is_in_use(path)

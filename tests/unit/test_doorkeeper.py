@@ -181,3 +181,20 @@ async def test_a_secure_cookie_counts_where_the_proxy_says_https(client: Client)
         assert (await http.get("/runs", headers=headers)).text.startswith("read/")
     async with client("10.9.9.9", **TOKENS, **PROXY) as http:
         assert (await http.get("/runs", headers=headers)).status_code == 401
+
+
+@pytest.mark.parametrize("is_believed", [True, False])
+async def test_guesses_count_for_whom_a_believed_proxy_names(client: Client, is_believed: bool) -> None:
+    proxies = {"http_proxies": ("10.0.0.7",)} if is_believed else {}
+
+    async with client(peer="10.0.0.7", **TOKENS, **proxies) as http:
+
+        async def guess(named: str) -> int:
+            headers = {"authorization": "Bearer wrong", "x-forwarded-for": named}
+            return (await http.get("/runs", headers=headers)).status_code
+
+        for _ in range(10):
+            assert await guess("9.9.9.9, 203.0.113.5") == 401
+        assert await guess("8.8.8.8, 203.0.113.5") == 429, "what the sender wrote before it does not help"
+        assert await guess("203.0.113.6") == (401 if is_believed else 429)
+        assert await guess("no address") == (401 if is_believed else 429)
