@@ -103,7 +103,7 @@ class Projector:
         self._offsets = await asyncio.to_thread(self._store.offsets)
         source = self._source = self._broker.source(self._topics, group=None, on_assigned=self._begin)
         await source.start()
-        logger.info("history projects", path=self._store.path, is_new=is_new)
+        logger.info("history projects", place=self._store.place, is_new=is_new)
 
     async def _begin(self, assigned: Sequence[Partition]) -> Mapping[Partition, int]:
         source = self._reader
@@ -152,7 +152,7 @@ class Projector:
 
     async def _write(self, records: list[Record]) -> None:
         if not await asyncio.to_thread(self._store.is_there):
-            raise HistoryUnavailable(self._store.path, "its file was deleted or replaced; it is opened again")
+            raise HistoryUnavailable(self._store.place, "its file was deleted or replaced; it is opened again")
         readings = read_all(records, self._settings.states_topic, self._settings.logs_topic)
         for origin, error in readings.unreadable:
             logger.error("unreadable record", origin=origin, error=error)

@@ -15,7 +15,8 @@ import engine.dashboard as dashboard_module
 from engine.cli_dashboard import default_history
 from engine.dashboard import Dashboard
 from engine.errors import SettingsError
-from engine.history_store import HistoryStore, is_in_use
+from engine.history_opener import is_in_use
+from engine.history_store import HistoryStore
 from engine.memory import MemoryBroker
 from engine.settings import Secret, Settings
 from engine.web_origins import SECURITY_HEADERS
