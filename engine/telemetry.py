@@ -168,8 +168,8 @@ class Tracer:
     def run(self, context: str, change: StateChange, app: str, run: FlowRun) -> None:
         """``change`` has begun or ended an attempt of a flow, or the whole of the run, whose span is ``context``.
 
-        That one is made in the end. A begin leaves a mark without length beside it, at once: a run of an hour is to be
-        found, and seen to be under way, from its first second on.
+        That one is made in the end. A begin leaves a span beside it, at once: a run of an hour is to be found, and seen to
+        be under way, from its first second on. The first is as long as the run was queued, the others have no length.
         """
         if self._processor is None or not is_sampled(context):
             return
@@ -183,7 +183,8 @@ class Tracer:
         }
         if change.state is State.RUNNING:
             mark = child_of(context, change.run_id, "start", change.attempt)
-            self._end(f"start {name}", SpanKind.INTERNAL, mark, parent, at, at, attributes, None)
+            queued_at = min(run.scheduled_at, at) if change.attempt == 1 else at
+            self._end(f"start {name}", SpanKind.INTERNAL, mark, parent, queued_at, at, attributes, None)
         elif change.state.is_end:
             began_at = run.began_at or run.running_at or at  # it may have been cancelled before
             attributes[_QUEUE_SECONDS] = max(0.0, began_at - run.scheduled_at)
@@ -204,7 +205,8 @@ class Tracer:
         worker: str,
         failure: Failure | None,
     ) -> None:
-        """An attempt of a task has ended on this worker. The first says how long it waited; others have a link to the last."""
+        """An attempt of a task has ended on this worker. Before the first lies a span of its queueing; others have a link to
+        the last."""
         if self._processor is None or not is_sampled(run_context):
             return
         attributes: dict[str, Any] = {
@@ -217,7 +219,9 @@ class Tracer:
         }
         links: tuple[Link, ...] = ()
         if attempt == 1:
-            attributes[_QUEUE_SECONDS] = max(0.0, started_at - scheduled_at)
+            queued_at, queue = min(scheduled_at, started_at), child_of(run_context, task_run_id, "queue")
+            self._end(f"queue {task}", SpanKind.INTERNAL, queue, run_context, queued_at, started_at, attributes, None)
+            attributes = {**attributes, _QUEUE_SECONDS: started_at - queued_at}
         else:
             links = (Link(_context(attempt_context(run_context, task_run_id, attempt - 1))),)
         context = attempt_context(run_context, task_run_id, attempt)

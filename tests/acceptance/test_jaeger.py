@@ -227,6 +227,8 @@ def expected(topic: str, flow: str, changes: Sequence[StateChange]) -> Counter[s
     for change in changes:
         if change.state is State.RUNNING:
             names[f"task {change.task}" if change.task else f"start {flow}"] += 1
+        if change.state is State.RUNNING and change.task and change.attempt == 1:
+            names[f"queue {change.task}"] += 1
     return names
 
 
@@ -270,15 +272,22 @@ async def test_the_whole_tree_from_the_producer_to_the_subscriber(
     assert (first.is_error, second.is_error) == (True, False)
     assert (first.links, second.links) == ((), (first.span_id,))
 
-    # How long what had to wait has waited.
+    # How long what had to wait has waited: each task, and the run itself.
+    queues = {span.attributes["engine.task_run_id"]: span for span in spans if span.name.startswith("queue ")}
     at = {(change.task_run_id, change.state): change.at.timestamp() for change in changes}
     waited_seconds = at[None, State.RUNNING] - at[None, State.SCHEDULED]
     assert root.attributes["engine.queue_seconds"] == pytest.approx(waited_seconds, abs=0.001)
+    start = one(spans, "start tour")
+    assert (start.end - start.start) / 1e9 == pytest.approx(waited_seconds, abs=0.001)
+    assert len(queues) == len({span.attributes["engine.task_run_id"] for span in tasks})
     for span in tasks:
         if span.name == "task meet":
             task_run_id = span.attributes["engine.task_run_id"]
             waited_seconds = at[task_run_id, State.RUNNING] - at[task_run_id, State.SCHEDULED]
+            queue = queues[task_run_id]
             assert span.attributes["engine.queue_seconds"] >= waited_seconds - 0.001
+            assert (queue.end - queue.start) / 1e9 >= waited_seconds - 0.001
+            assert (queue.parent_id, queue.end, queue.service) == (span.parent_id, span.start, span.service)
 
     received = {span.parent_id: span for span in spans if span.name == f"process {STATES}"}
     attempts = {(span.attributes["engine.task_run_id"], span.attributes["engine.attempt"]): span.span_id for span in tasks}

@@ -36,7 +36,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None]]] =
     "depth": lambda a: depth(a.rounds, known=a.known),
     "flat": lambda a: flat(a.runs or 50_000, packed=a.packed, dedup_window_seconds=a.dedup_window_seconds),
     "pressure": lambda a: pressure(a.events or 200_000),
-    "beside": lambda a: beside(a.runs or (10_000 if a.packed else 1_000), a.rounds, packed=a.packed),
+    "beside": lambda a: beside(a.runs or (10_000 if a.packed else 1_000), a.rounds, packed=a.packed, free_core=a.free_core),
     "history": lambda a: history(a.runs or 1_000_000, a.history),
     "restart": lambda a: restart(a.runs or 1_000_000, a.open_runs, a.rounds),
     "profile": lambda a: profile(a.runs or 5_000, packed=a.packed, sampled=a.sampled),
@@ -51,6 +51,9 @@ def main() -> None:
     parser.add_argument("--open-runs", type=int, default=10_000, help="for restart, where --runs are those of the past")
     parser.add_argument("--maps", type=int, default=4, help="maps a round, for wide")
     parser.add_argument("--events", type=int, help="events a round at most, for latency; events in all, for pressure")
+    parser.add_argument(
+        "--free-core", action="store_true", help="beside: the projector has a core to itself, the rest the others"
+    )
     parser.add_argument("--packed", action="store_true", help="packed runs, for latency, flat, beside and profile")
     parser.add_argument("--sampled", action="store_true", help="for profile: samples instead of every call")
     parser.add_argument("--known", action="store_true", help="for depth: the length is known when the event comes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import statistics
 import sys
@@ -23,10 +24,17 @@ _LOOK_SECONDS = 0.1
 _PATIENCE_SECONDS = 120.0
 
 
-async def beside(runs: int, rounds: int, *, packed: bool) -> None:
-    """Rounds in turns: while the projector sleeps, and while it works; before each round it has caught up."""
+async def beside(runs: int, rounds: int, *, packed: bool, free_core: bool = False) -> None:
+    """Rounds in turns: while the projector sleeps, and while it works; before each round it has caught up.
+
+    With ``free_core`` the projector has the machine's last core to itself, and everything else the others.
+    """
     kind = "packed" if packed else "one"
     async with stack(packed=packed) as running, engine_alone(running) as engine, _projector(running) as (projector, path):
+        if free_core:
+            *cores, last = sorted(os.sched_getaffinity(0))
+            _pin([os.getpid(), *running.pids.values()], cores)
+            _pin([projector.pid], [last])
         found: dict[bool, list[Round]] = {False: [], True: []}
         seconds = 0.0
         for number in range(rounds + 1):
@@ -49,6 +57,14 @@ async def beside(runs: int, rounds: int, *, packed: bool) -> None:
         costs = [(beside.cpu["engine"] / beside.count) / (alone.cpu["engine"] / alone.count) for beside, alone in pairs]
         print(f"  the same for CPU of the engine a run: {_median(costs)}")
         print(f"  CPU of the projector: {seconds / (2 * rounds * runs) * 1e6:.0f} µs a run", flush=True)
+
+
+def _pin(pids: Sequence[int], cores: Sequence[int]) -> None:
+    """Let these processes run on these cores only: each of their threads, and what those start."""
+    for pid in pids:
+        for thread in psutil.Process(pid).threads():
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.sched_setaffinity(thread.id, cores)
 
 
 @contextlib.asynccontextmanager

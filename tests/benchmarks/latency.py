@@ -7,8 +7,10 @@ import json
 import statistics
 import time
 from datetime import datetime
+from typing import Any
 
 import msgspec
+import psutil
 
 from engine.broker import Record
 from engine.states import type_of
@@ -46,22 +48,34 @@ async def latency(runs: int, rounds: int, events: int, *, packed: bool) -> None:
             rates = [(await subject.run(own_kind, 21, count)).rate for _ in range(rounds + 1)][1:]
             most[subject.name] = statistics.median(rates)
             print(f"  the most: {subject.name:6} {most[subject.name]:.1f} runs/s (rounds: {_list(rates)})", flush=True)
-        loads = [(most["engine"] / 2, "half the engine's most"), (most["loop"] / 2, "half the loop's most"), (20.0, "light")]
-        for per_second, name in loads:
+        half = most["engine"] / 2
+        # What half of the most takes of the machine is known only afterwards; half of the machine is in proportion to it.
+        busy: list[float] = []
+        loads = [(half, "half the engine's most"), (most["loop"] / 2, "half the loop's most"), (0.0, "half the machine")]
+        for per_second, name in [*loads, (20.0, "light")]:
+            per_second = per_second or half * 0.5 / statistics.median(busy)
             # Who cannot keep up has no latency, only a queue.
             able = [subject for subject, _, _ in sides if per_second < 0.9 * most[subject.name]]
             count = max(50, min(events, int(per_second * 15)))  # a slow machine need not take all day
             for number in range(rounds):
                 for subject in able if number % 2 else reversed(able):
-                    spread = _spread(await latencies(subject, kind, per_second, count))
-                    print(f"  {per_second:7.1f} events/s ({name}), round {number + 1}: {subject.name:6} {spread}", flush=True)
+                    found, share = await latencies(subject, kind, per_second, count)
+                    if subject is engine and per_second == half:
+                        busy.append(share)
+                    print(
+                        f"  {per_second:7.1f} events/s ({name}), round {number + 1}: {subject.name:6} {_spread(found)}"
+                        f", machine {share:.0%} busy",
+                        flush=True,
+                    )
 
 
-async def latencies(subject: Subject, kind: str, per_second: float, count: int) -> list[float]:
-    """Seconds from sending an event to the start of its first task, of ``count`` events after some that warm up."""
+async def latencies(subject: Subject, kind: str, per_second: float, count: int) -> tuple[list[float], float]:
+    """Seconds from sending an event to the start of its first task, of ``count`` events after some that warm up; and the
+    share of the machine's time that something ran meanwhile."""
     own_kind = kind if isinstance(subject, EngineSubject) else "timed"
     events = [subject.event(own_kind, 1) for _ in range(_WARM_UP_EVENTS + count)]
     sent_at: dict[str, float] = {}
+    before = psutil.cpu_times()
     next_at = time.perf_counter()
     for event_id, record in events:
         # Never waits for an answer: an event that is late must not make the next one late.
@@ -69,9 +83,10 @@ async def latencies(subject: Subject, kind: str, per_second: float, count: int) 
         next_at += 1 / per_second
         sent_at[event_id] = time.time()
         await subject.sender.send_one(record)
+    share = _busy(before, psutil.cpu_times())
     records, _ = await subject.settle(own_kind, len(events))
     begun = engine_starts(records) if isinstance(subject, EngineSubject) else loop_starts(records)
-    return [begun[event_id] - sent_at[event_id] for event_id, _ in events[_WARM_UP_EVENTS:]]
+    return [begun[event_id] - sent_at[event_id] for event_id, _ in events[_WARM_UP_EVENTS:]], share
 
 
 def engine_starts(records: list[Record]) -> dict[str, float]:
@@ -109,6 +124,12 @@ def _read(record: Record) -> _Change:
 def _spread(values: list[float]) -> str:
     cuts = statistics.quantiles(values, n=100)
     return f"p50 {cuts[49] * 1e3:6.1f} ms   p99 {cuts[98] * 1e3:6.1f} ms   ({len(values)} events)"
+
+
+def _busy(before: Any, after: Any) -> float:
+    resting = [times.idle + getattr(times, "iowait", 0.0) for times in (before, after)]
+    total = sum(after) - sum(before)
+    return 1.0 - (resting[1] - resting[0]) / total if total else 0.0
 
 
 def _list(values: list[float]) -> str:

@@ -27,8 +27,8 @@ from tests.benchmarks.stack import HERE, ROOT, WORKERS
 from tests.benchmarks.subjects import EngineSubject
 from tests.benchmarks.throughput import Side, contest
 
-#: Spans of a run of one task: of the intake, six changes, the begin, the attempt, the run.
-_SPANS_A_RUN = 10
+#: Spans of a run of one task: of the intake, six changes, the begin, the queueing, the attempt, the run.
+_SPANS_A_RUN = 11
 _RATIO = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"}
 
 

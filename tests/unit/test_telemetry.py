@@ -186,12 +186,12 @@ class TestSpans:
         }
         assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "ValueError: bad")
 
-    def test_a_run_that_begins_leaves_a_mark_at_once_whose_parent_is_there(self) -> None:
+    def test_a_run_that_begins_leaves_a_span_of_its_queueing_at_once_whose_parent_is_there(self) -> None:
         made, spans = tracer()
         run, context = flow_run(), run_context(SAMPLED, RUN_ID)
         made.run(context, run.advance(State.RUNNING, 10.0, 7), "shop", run)
         [mark] = spans
-        assert (mark.name, mark.kind, mark.start_time, mark.end_time) == ("start fulfil", SpanKind.INTERNAL, told(10), told(10))
+        assert (mark.name, mark.kind, mark.start_time, mark.end_time) == ("start fulfil", SpanKind.INTERNAL, told(8), told(10))
         trace_id, own_id, parent_id = ids(mark)
         assert (trace_id, parent_id) == (TRACE_ID, span_id(SAMPLED))
         assert own_id != span_id(context)
@@ -204,6 +204,7 @@ class TestSpans:
             made.run(context, run.advance(state, at, 7), "shop", run)
         assert [span.name for span in spans] == ["start fulfil", "start fulfil", "run fulfil"]
         assert len({ids(span)[1] for span in spans}) == 3
+        assert (spans[1].start_time, spans[1].end_time) == (told(15), told(15))
         assert (spans[2].start_time, spans[2].end_time) == (told(10), told(16))
 
     def test_two_runs_of_one_event_have_marks_of_their_own(self) -> None:
@@ -224,7 +225,12 @@ class TestSpans:
         made, spans = tracer()
         run = run_context(SAMPLED, RUN_ID)
         attempt(made, run)
-        [span] = spans
+        [queue, span] = spans
+        assert (queue.name, queue.start_time, queue.end_time) == ("queue price", int(8.5e9), int(10e9))
+        assert ids(queue)[::2] == (TRACE_ID, span_id(run))
+        assert ids(queue)[1] not in {span_id(attempt_context(run, "r/price/0", number)) for number in range(3)}
+        assert (queue.attributes or {})["engine.task_run_id"] == "r/price/0"
+        assert "engine.queue_seconds" not in (queue.attributes or {})
         assert span.name == "task price"
         assert ids(span) == (TRACE_ID, span_id(attempt_context(run, "r/price/0", 1)), span_id(run))
         assert span.links == ()
@@ -252,8 +258,9 @@ class TestSpans:
     def test_clocks_that_disagree_make_no_negative_times(self) -> None:
         made, spans = tracer()
         attempt(made, SAMPLED, scheduled_at=12.0, started_at=11.5, ended_at=11.0)
-        assert (spans[0].attributes or {})["engine.queue_seconds"] == 0.0
-        assert spans[0].start_time == spans[0].end_time
+        queue, span = spans
+        assert (span.attributes or {})["engine.queue_seconds"] == 0.0
+        assert span.start_time == span.end_time == queue.start_time == queue.end_time
 
     def test_send_names_the_change_it_carries(self) -> None:
         made, spans = tracer()
@@ -354,7 +361,7 @@ def test_nothing_is_made_of_a_trace_that_nobody_samples_or_without_an_exporter(m
     assert spans == []
     make(Tracer(None, None, None), SAMPLED)
     make(made, SAMPLED)
-    assert len(spans) == 1
+    assert spans
 
 
 @pytest.mark.parametrize(
