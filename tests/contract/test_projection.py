@@ -129,6 +129,22 @@ def test_unreadable_records_are_told_and_passed_over(places: Places) -> None:
     assert places.history(topics).run("run") is not None
 
 
+def test_a_number_that_no_row_can_hold_makes_its_record_unreadable_and_no_other(places: Places) -> None:
+    topics = Topics()
+    a_run(topics, "good")
+    far = 1 << 63
+    topics.change("huge", State.SCHEDULED, 0, event=msgspec.structs.replace(origin(1), offset=far))
+    topics.change("huge", State.RUNNING, far)
+    topics.letter(Position("orders", 0, far))
+    topics.change("packed", State.SCHEDULED, 0)
+    entries = [{"task": "price", "index": "0", "state": "COMPLETED", "attempt": far}]
+    topics.change("packed", State.COMPLETED, 1, tasks=msgspec.Raw(msgspec.json.encode(entries)))
+    assert len(read_all(topics.records, STATES).unreadable) == 2
+    found = places.history(topics)
+    assert {run.run_id for run in found.runs().items} == {"good", "packed"}
+    assert [line.row.event_offset for line in found.letters().items] == [None]
+
+
 def test_pages_of_runs_hold_each_run_once_the_newest_first(places: Places) -> None:
     topics = a_busy_day(3, runs=25)
     found = places.history(topics)
