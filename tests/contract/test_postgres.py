@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
+import httpx
 import psycopg
 import pytest
 
@@ -21,9 +22,10 @@ from engine.history_store import HistoryStore
 from engine.projector import Projector
 from tests.contract.histories import Places, tables, take
 from tests.contract.test_projector import SETTINGS, broker_with, runs, write
+from tests.dashboard_under_test import a_log, serving
 from tests.history_records import STATES, Topics, a_run
 from tests.postgres_under_test import PASSWORD, PostgresUnderTest
-from tests.waiting import eventually
+from tests.waiting import eventually, eventually_said
 
 
 @pytest.fixture
@@ -215,3 +217,40 @@ def test_a_reader_can_write_nothing_and_is_given_up_when_it_takes_too_long(
         with pytest.raises(HistoryUnavailable, match="statement timeout"):
             history._db.all("SELECT pg_sleep(30)")
         assert history.offsets() == {(STATES, 0): history.progress()[STATES, 0].next_offset}
+
+
+async def test_a_dashboard_shows_it_and_says_when_the_server_is_away(
+    places: Places, postgres: PostgresUnderTest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = await a_log()
+    await write(broker, "one")
+    async with (
+        serving(tmp_path, broker, history=places.new(), history_retention_seconds=1e10) as dashboard,
+        httpx.AsyncClient(base_url=f"http://{dashboard.address}", timeout=30) as http,
+    ):
+
+        async def page(path: str) -> str:
+            answer = await http.get(path)
+            assert not any(word in answer.text for word in (PASSWORD, "l0ve", "ada:"))
+            return answer.text
+
+        async def history() -> str:
+            found: str = (await http.get("/readyz")).json()["parts"]["history"]
+            return found
+
+        async def is_shown() -> bool:
+            return ">one<" in await page("/runs")
+
+        async def is_ok() -> bool:
+            return await history() == "ok"
+
+        await eventually_said(is_shown)
+        assert f"postgresql://***@127.0.0.1:{postgres.port}/postgres" in await page("/about")
+        await eventually_said(is_ok)
+        await asyncio.to_thread(postgres.stop)
+        assert f"postgresql://127.0.0.1:{postgres.port}/postgres: " in await history()
+        assert "Traceback" not in await page("/runs")
+        postgres.start()
+        await eventually_said(is_ok)
+        await eventually_said(is_shown)
+    assert "l0ve" not in caplog.text
