@@ -39,6 +39,13 @@ class _Ending(msgspec.Struct):
     error: _Told
 
 
+class _Waiting(msgspec.Struct):
+    """What it logs where it cannot begin yet."""
+
+    event: str = ""
+    error: str = ""
+
+
 class ProjectorProcess:
     """Runs ``engine history run`` on the database of the settings, until stopped."""
 
@@ -52,7 +59,7 @@ class ProjectorProcess:
         self._environment["ENGINE_HISTORY"] = settings.history
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
-        self._last_line = b""
+        self._last_line, self._is_ready = b"", False
         #: Why it does not run now; empty where it does, or another process does its work.
         self.trouble = _STARTING
         #: Whether another process writes to the database.
@@ -98,7 +105,7 @@ class ProjectorProcess:
             env=self._environment,
             limit=_LINE_BYTES,
         )
-        self._last_line = b""
+        self._last_line, self._is_ready = b"", False
         reading = [
             asyncio.create_task(self._read_ready(process.stdout), name="projector-ready"),
             asyncio.create_task(self._pass_on(process.stderr), name="projector-log"),
@@ -115,7 +122,7 @@ class ProjectorProcess:
 
     async def _read_ready(self, stdout: asyncio.StreamReader | None) -> None:
         if stdout is not None and await stdout.readline():
-            self.trouble = ""
+            self.trouble, self._is_ready = "", True
 
     async def _pass_on(self, stderr: asyncio.StreamReader | None) -> None:
         """Its log is ours."""
@@ -127,7 +134,9 @@ class ProjectorProcess:
             if not line:
                 return
             self._last_line = line
-            if not line.startswith(b'{"error"'):
+            if not self._is_ready and (why := _why_waiting(line)):
+                self.trouble = f"the projector cannot begin yet: {why}"
+            if not line.startswith(b'{"error":{'):  # how it ended: told by whoever reads _last_line
                 sys.stderr.write(line.decode(errors="replace"))
                 sys.stderr.flush()
 
@@ -148,6 +157,14 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+def _why_waiting(line: bytes) -> str:
+    try:
+        said = msgspec.json.decode(line, type=_Waiting)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ""  # A line for people.
+    return said.error if said.event == "history waits" else ""
 
 
 def _reason(line: bytes) -> str:

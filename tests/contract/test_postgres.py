@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 import httpx
+import psutil
 import psycopg
 import pytest
 
@@ -20,6 +22,8 @@ from engine.history_reader import HistoryReader
 from engine.history_schema import VERSION
 from engine.history_store import HistoryStore
 from engine.projector import Projector
+from engine.projector_process import ProjectorProcess
+from engine.settings import Settings
 from tests.contract.histories import Places, tables, take
 from tests.contract.test_projector import SETTINGS, broker_with, runs, write
 from tests.dashboard_under_test import a_log, serving
@@ -254,3 +258,23 @@ async def test_a_dashboard_shows_it_and_says_when_the_server_is_away(
         await eventually_said(is_ok)
         await eventually_said(is_shown)
     assert "l0ve" not in caplog.text
+
+
+async def test_a_projector_that_is_not_let_in_says_why_and_nobody_reads_the_password_in_its_command(
+    postgres: PostgresUnderTest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(app="app", kafka="127.0.0.1:1", history=postgres.url(password="s3same"))  # a wrong one
+    process = ProjectorProcess(settings, os.environ)
+    running = asyncio.create_task(process.run())
+    try:
+        await eventually(lambda: "password authentication failed" in process.trouble)
+        commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+        assert any("history run" in command for command in commands)
+        assert not any("s3same" in command for command in commands)
+        assert "s3same" not in process.trouble
+    finally:
+        process.stop()
+        await running
+    captured = capfd.readouterr()
+    assert "history waits" in captured.err
+    assert "s3same" not in captured.out + captured.err
