@@ -50,7 +50,7 @@ async def dashboard(
 
     def tell() -> None:
         if json:
-            known = {"http": f"http://{serving.address}", "history": settings.history_path, "kafka": settings.kafka}
+            known = {"http": f"http://{serving.address}", "history": settings.history_shown, "kafka": settings.kafka}
             put(json_text({**known, "pid": os.getpid()}))
 
     loop = asyncio.get_running_loop()

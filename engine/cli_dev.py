@@ -113,10 +113,11 @@ def _options(
         workers=workers or default_workers(),
         fresh=fresh,
     )
-    path = settings.history_path or str(made.data_directory() / "history.db")
+    # One that is named they find where it is: as a flag everybody on the machine could read a password in it.
+    where = () if settings.history_path else ("--history", str(made.data_directory() / "history.db"))
     # Kafka's own topics are emptied with --fresh, those of another one are not.
     again = ("--fresh",) if fresh and kafka is None else ()
-    companions = _companions(settings, ("--app", settings.app, "--history", path, *again))
+    companions = _companions(settings, ("--app", settings.app, *where, *again))
     # Beside nothing that is to be told it would only take memory; a reload may bring something.
     notify = {"notify": _engine("notify", settings.handlers, "--app", settings.app, "--skip-unusable")}
     companions |= notify if load_addressees(settings).targets else {}

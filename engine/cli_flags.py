@@ -21,7 +21,7 @@ HandlersFlag = Annotated[
     list[str] | None,
     Parameter(name="--handlers", negative=(), help="Modules, files or folders that declare flows."),
 ]
-HistoryFlag = Annotated[str | None, Parameter(name="--history", help="The history database, a file.")]
+HistoryFlag = Annotated[str | None, Parameter(name="--history", help="The history database: a file, or postgresql://….")]
 JsonFlag = Annotated[bool, Parameter(name="--json", negative=(), show_default=False, help="Print JSON, for programs.")]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
-from pathlib import Path
 
 from engine import logs
 from engine.cli_output import say
 from engine.history import History
-from engine.history_store import IN_MEMORY, HistoryStore
+from engine.history_opener import is_there
+from engine.history_places import IN_MEMORY
+from engine.history_store import HistoryStore
 from engine.kafka import KafkaBroker
 from engine.projector import Projector
 from engine.run_finder import Histories
@@ -62,7 +63,7 @@ async def looking(settings: Settings) -> AsyncIterator[Look]:
         records = await projector.catch_up()
         if projector.is_cut:
             say(f"no history database (setting history): read the last {records:,} records alone; older runs are missing")
-        yield Look(History(store.connection, IN_MEMORY), projector)
+        yield Look(History(store.reader()), projector)
     finally:
         await projector.close()
         await broker.close()
@@ -78,4 +79,4 @@ async def history_of(settings: Settings) -> AsyncIterator[History]:
 def histories_of(settings: Settings) -> Histories | None:
     """How to open the database; None where there is none."""
     path = settings.history_path
-    return (lambda: History.open(path)) if path and Path(path).is_file() else None
+    return (lambda: History.open(path)) if is_there(path) else None

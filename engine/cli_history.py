@@ -30,7 +30,7 @@ async def run(
 ) -> None:
     """Fill the history database from the topics, from where it was, until SIGTERM or Ctrl-C; one process to a database.
 
-    It outlives trouble of Kafka and of the disk, and logs it. With --json: one line {"history", "kafka", "pid"} on standard
+    It outlives trouble of Kafka and of the database, and logs it. With --json: one line {"history", "kafka", "pid"} on standard
     output when it has begun, then a line {"trouble"} whenever it has to wait, empty when that is over.
     """
     settings = _settings(history, app, kafka)
@@ -41,7 +41,7 @@ async def run(
     def tell() -> None:
         nonlocal told
         if json and not told:
-            put(json_text({"history": settings.history_path, "kafka": settings.kafka, "pid": os.getpid()}))
+            put(json_text({"history": settings.history_shown, "kafka": settings.kafka, "pid": os.getpid()}))
         told = True
 
     def tell_trouble(trouble: str) -> None:
@@ -71,13 +71,15 @@ async def rebuild(*, history: HistoryFlag = None, app: AppFlag = None, kafka: Ka
     finally:
         await projector.close()
     if json:
-        put(json_text({"history": settings.history_path, "records": records}))
+        put(json_text({"history": settings.history_shown, "records": records}))
     else:
-        say(f"{settings.history_path}: made anew from {records:,} records")
+        say(f"{settings.history_shown}: made anew from {records:,} records")
 
 
 def _settings(history: str | None, app: str | None, kafka: str | None) -> Settings:
     settings = settings_of(app=app, kafka=kafka, history=history)
     if not settings.history_path:
-        raise UsageError("history", "no database is named", "Give --history FILE, ENGINE_HISTORY, or history in engine.toml.")
+        raise UsageError(
+            "history", "no database is named", "Give --history FILE or URL, ENGINE_HISTORY, or history in engine.toml."
+        )
     return settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -16,6 +15,7 @@ from engine import logs as own_logs
 from engine.cli_flags import AppFlag, HistoryFlag, JsonFlag, KafkaFlag, settings_of
 from engine.cli_output import json_text, put, say
 from engine.history import History
+from engine.history_opener import is_there
 from engine.kafka import KafkaBroker
 from engine.log_feeds import LAST_RECORDS, Feed, HistoryFeed, TopicFeed
 from engine.log_rows import LogFilter, LogRow
@@ -46,7 +46,7 @@ async def logs(
     wanted = LogFilter(task=task, level=level)
     topic: TopicFeed | None = None
     feed: Feed
-    if _is_file(settings.history_path):
+    if is_there(settings.history_path):
         feed = HistoryFeed(History.open(settings.history_path), run_id, wanted, settings.app)
     else:
         feed = topic = TopicFeed(settings, KafkaBroker(settings), run_id, wanted)
@@ -86,10 +86,6 @@ def _show(console: Console, lines: list[LogRow], *, json: bool) -> None:
             put(json_text(msgspec.structs.asdict(line) | {"at": utc(line.at)}))
         else:
             console.print(as_text(line))
-
-
-def _is_file(path: str) -> bool:
-    return bool(path) and Path(path).is_file()
 
 
 def as_text(line: LogRow) -> Text:

@@ -94,7 +94,7 @@ class Dashboard:
             await self._server.start()
             projecting = asyncio.create_task(self._projecting.run(), name="dashboard-projector")
             settings = self._settings
-            logger.info("dashboard started", http=self.address, app=settings.app, history=settings.history_path)
+            logger.info("dashboard started", http=self.address, app=settings.app, history=settings.history_shown)
             on_ready()
             watching = asyncio.create_task(self._watch(), name="dashboard-watch")
             stopping = asyncio.create_task(self._stopping.wait(), name="dashboard-stop")

@@ -7,34 +7,33 @@ be handed back as it is, and stays good while rows come and go.
 from __future__ import annotations
 
 import itertools
-import sqlite3
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
 from engine.declarations import Declaration, read_declaration
 from engine.errors import EventError
 from engine.events import Position, Reason
-from engine.history_errors import HistoryUnavailable, HistoryUnreadable
+from engine.history_database import ReadDatabase, Version
+from engine.history_opener import reading
 from engine.history_rows import Change, EventRow, FlowRow, LetterLine, Page, RunFilter, WorkerRow
-from engine.history_schema import APPLICATION_ID, MINUTE, RUN_KNOWN, VERSION, LetterRow, Offsets, Progress, RunRow, TaskRow
-from engine.history_store import LOCK_SECONDS, told
+from engine.history_schema import MINUTE, RUN_KNOWN, LetterRow, Offsets, Progress, RunRow, TaskRow
 from engine.letter_lists import Status
 from engine.log_rows import ALL_LINES, LogFilter, LogRow, select
 from engine.states import State
 
 __all__ = ["History", "cursor_of", "Change", "EventRow", "FlowRow", "LetterLine", "Page", "RunFilter", "WorkerRow"]
 
+#: The place of a letter in the list: its partition and its offset, of 48 bits.
+_LIES = f"l.partition * {1 << 48} + l.place"
 #: Letters, then how the last mark has it, how often it was replayed, whether it is a copy, and its place in the list.
 _LETTERS = (
     f"SELECT {', '.join(f'l.{name}' for name in LetterRow.__struct_fields__)},"  # noqa: S608
     " (SELECT marked FROM marks m WHERE m.identity = l.identity ORDER BY m.at DESC, m.place DESC LIMIT 1),"
     " (SELECT count(DISTINCT replay) FROM marks m WHERE m.identity = l.identity AND m.marked = 'replayed'),"
     " EXISTS (SELECT 1 FROM letters e WHERE e.identity = l.identity"
-    " AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place)), l.partition * (1 << 48) + l.place AS lies"
+    f" AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place)), {_LIES} AS lies"
     " FROM letters l"
 )
 
@@ -45,23 +44,13 @@ class History:
     #: Dead letters that one page of the open ones goes through.
     LOOKED_AT = 10_000
 
-    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
-        self._db, self._path = connection, path
+    def __init__(self, database: ReadDatabase) -> None:
+        self._db = database
 
     @classmethod
-    def open(cls, path: str) -> History:
+    def open(cls, place: str) -> History:
         """Open a database that a projector has made. Raises HistoryUnavailable, HistoryUnreadable."""
-        if not Path(path).is_file():
-            raise HistoryUnavailable(path, "there is no such file; `engine history run` makes it")
-        with told(path):
-            uri = f"file:{quote(str(Path(path).resolve()))}?mode=ro"
-            db = sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
-            found = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
-            if found != [APPLICATION_ID, VERSION]:
-                db.close()
-                raise HistoryUnreadable(path, "it is no history of this version", "Run: engine history rebuild")
-            db.execute("PRAGMA cache_size = -65536")
-            return cls(db, path)
+        return cls(reading(place))
 
     def __enter__(self) -> History:
         return self
@@ -72,6 +61,10 @@ class History:
     def close(self) -> None:
         """Free everything."""
         self._db.close()
+
+    def is_current(self) -> bool:
+        """Whether this is still a connection to what lies at the place."""
+        return self._db.is_current()
 
     def runs(self, wanted: RunFilter = RunFilter(), *, cursor: str | None = None, limit: int = 50) -> Page[RunRow]:  # noqa: B008  # frozen
         """Runs that a filter wants, without their payloads. Raises EventError for a cursor that is none."""
@@ -217,11 +210,11 @@ class History:
         A page looks at so many of them at most (``LOOKED_AT``): one behind which there are more may be short, or empty.
         """
         before = _from_cursor(cursor) if cursor is not None else [float("inf"), 0]
-        lies, end = "l.partition * (1 << 48) + l.place", [0.0, 0]
+        end = [0.0, 0]
         if reasons or not all:
-            query = f"SELECT at, {lies} FROM letters l WHERE (at, {lies}) < (?, ?) ORDER BY 1 DESC, 2 DESC LIMIT 1 OFFSET ?"  # noqa: S608
+            query = f"SELECT at, {_LIES} FROM letters l WHERE (at, {_LIES}) < (?, ?) ORDER BY 1 DESC, 2 DESC LIMIT 1 OFFSET ?"  # noqa: S608
             [end] = self._all(query, [*before, self.LOOKED_AT - 1]) or [end]
-        query = f"{_LETTERS} WHERE (l.at, {lies}) < (?, ?) AND (l.at, {lies}) >= (?, ?)"
+        query = f"{_LETTERS} WHERE (l.at, {_LIES}) < (?, ?) AND (l.at, {_LIES}) >= (?, ?)"
         if not all:
             query += (
                 " AND NOT EXISTS (SELECT 1 FROM marks m WHERE m.identity = l.identity) AND NOT EXISTS (SELECT 1 FROM letters e"
@@ -256,7 +249,7 @@ class History:
     def workers(self, since: float) -> list[WorkerRow]:
         """Workers seen since then, to the hour."""
         query = (
-            "SELECT worker, sum(attempts), min(first_at), max(last_at) FROM worker_hours WHERE hour >= ?"
+            "SELECT worker, CAST(sum(attempts) AS BIGINT), min(first_at), max(last_at) FROM worker_hours WHERE hour >= ?"
             " GROUP BY worker ORDER BY max(last_at) DESC"
         )
         return [WorkerRow(*row) for row in self._all(query, [since - since % 3_600])]
@@ -264,7 +257,10 @@ class History:
     def minutes(self, now: float, *, minutes: int = 60) -> list[tuple[int, str, int]]:
         """How many flow runs entered each state in each minute of the last hour: minute (seconds), state, count; gaps are 0."""
         begin = (int(now // MINUTE) - minutes + 1) * MINUTE
-        query = "SELECT minute, state, sum(count) FROM minutes WHERE minute >= ? GROUP BY minute, state ORDER BY minute, state"
+        query = (
+            "SELECT minute, state, CAST(sum(count) AS BIGINT) FROM minutes WHERE minute >= ?"
+            " GROUP BY minute, state ORDER BY minute, state"
+        )
         return list(self._all(query, [begin]))
 
     def open_runs(self) -> tuple[dict[str, int], RunRow | None]:
@@ -281,10 +277,9 @@ class History:
         query = f"SELECT {', '.join(RUN_KNOWN)} FROM runs WHERE state = ? ORDER BY scheduled_at LIMIT 1"  # noqa: S608
         return next(iter(self._runs(query, [state])), None)
 
-    def version(self) -> int:
-        """Another number each time somebody else has written to the database."""
-        found: int = self._all("PRAGMA data_version", [])[0][0]
-        return found
+    def version(self) -> Version:
+        """Another one each time somebody else has written to the database."""
+        return self._db.version()
 
     def offsets(self) -> dict[tuple[str, int], int]:
         """How far each partition was read: the next offset. Against the ends of the topics it is the projector's lag."""
@@ -312,8 +307,9 @@ class History:
 
     def _flow(self, flow: str, last: int) -> FlowRow:
         query = (
-            "SELECT state, ended_at - coalesce(started_at, scheduled_at) FROM runs INDEXED BY runs_flow"
-            " WHERE flow = ? AND ended_at IS NOT NULL ORDER BY scheduled_at DESC LIMIT ?"
+            # The + keeps SQLite from the index of all that have ended: that of the flow has all that is asked for.
+            "SELECT state, ended_at - coalesce(started_at, scheduled_at) FROM runs"
+            " WHERE flow = ? AND +ended_at IS NOT NULL ORDER BY scheduled_at DESC LIMIT ?"
         )
         ended: list[tuple[str, float]] = self._all(query, [flow, last])
         judged = [state for state, _ in ended if state != State.CANCELLED]
@@ -325,8 +321,10 @@ class History:
         return [RunRow(**dict(zip(RUN_KNOWN, row, strict=True))) for row in self._all(query, values)]
 
     def _all(self, query: str, values: Sequence[Any]) -> list[Any]:
-        with told(self._path):
-            return self._db.execute(query, values).fetchall()
+        try:
+            return self._db.all(query, values)
+        except (UnicodeEncodeError, OverflowError):
+            return []  # No row is like a text or a number that no database can hold.
 
 
 def _line(row: Sequence[Any]) -> LetterLine:

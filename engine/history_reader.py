@@ -1,9 +1,8 @@
-"""The history reader: answers questions to the history from a few read connections in threads; follows a replaced file."""
+"""The history reader: answers questions to the history from a few read connections in threads; follows a replaced database."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,25 +11,23 @@ from typing import TypeVar
 from starlette.concurrency import run_in_threadpool
 
 from engine.history import History
+from engine.history_database import Version
 from engine.history_errors import HistoryUnavailable, HistoryUnreadable
 
 Answer = TypeVar("Answer")
-
-#: Which file it is and how often others have written to it; whatever is new is another version.
-Version = tuple[int, int]
 
 
 class HistoryReader:
     """Questions from many requests at once to one database; close it when no more will come."""
 
-    def __init__(self, path: str, *, connections: int = 4, version_seconds: float = 0.2) -> None:
+    def __init__(self, place: str, *, connections: int = 4, version_seconds: float = 0.2) -> None:
         """At most ``connections`` questions are answered at once; the version is looked up once in ``version_seconds``."""
-        self.path = path
+        self.place = place
         self._room = asyncio.Semaphore(connections)
-        self._idle: list[tuple[int, History]] = []
+        self._idle: list[History] = []
         self._lock = threading.Lock()
         self._watching = asyncio.Lock()
-        self._watcher: tuple[int, History] | None = None
+        self._watcher: History | None = None
         self._version: Version | None = None
         self._version_seconds, self._looked_at = version_seconds, float("-inf")
         self._is_closed = False
@@ -55,35 +52,35 @@ class HistoryReader:
             self._is_closed = True
             idle, self._idle = self._idle, []
             watcher, self._watcher = self._watcher, None
-        for _, history in [*idle, *([watcher] if watcher else [])]:
+        for history in [*idle, *([watcher] if watcher else [])]:
             history.close()
 
     def _answer(self, question: Callable[[History], Answer]) -> Answer:
         with self._lock:
             known = self._idle.pop() if self._idle else None
-        file, history = self._current(known)
+        history = self._current(known)
         try:
             answer = question(history)
         except (HistoryUnavailable, HistoryUnreadable):
             history.close()  # The next question opens another; the asker hears of this one.
             raise
         except BaseException:  # the question was wrong, not the database: the asker hears of it, no event is touched
-            self._keep(file, history)
+            self._keep(history)
             raise
-        self._keep(file, history)
+        self._keep(history)
         return answer
 
-    def _keep(self, file: int, history: History) -> None:
+    def _keep(self, history: History) -> None:
         with self._lock:
             if not self._is_closed:
-                self._idle.append((file, history))
+                self._idle.append(history)
                 return
         history.close()
 
     def _look(self) -> Version:
         with self._lock:
             known, self._watcher = self._watcher, None
-        file, history = self._current(known)
+        history = self._current(known)
         try:
             found = history.version()
         except (HistoryUnavailable, HistoryUnreadable):
@@ -91,22 +88,15 @@ class HistoryReader:
             raise
         with self._lock:
             if not self._is_closed:
-                self._watcher = (file, history)
-                return file, found
+                self._watcher = history
+                return found
         history.close()
-        return file, found
+        return found
 
-    def _current(self, known: tuple[int, History] | None) -> tuple[int, History]:
-        """An open connection to the file that is there now."""
-        try:
-            file = os.stat(self.path).st_ino  # noqa: PTH116  # no Path made for each question
-        except OSError as error:
-            if known is not None:
-                known[1].close()
-            cause = error.strerror or str(error)
-            raise HistoryUnavailable(self.path, f"{cause}; `engine history run` makes it") from error
+    def _current(self, known: History | None) -> History:
+        """An open connection to the database that is there now."""
         if known is not None:
-            if known[0] == file:
+            if known.is_current():
                 return known
-            known[1].close()
-        return file, History.open(self.path)
+            known.close()
+        return History.open(self.place)

@@ -1,4 +1,4 @@
-"""The tables of the history and their version: text, rows and what they mean; does no I/O.
+"""The tables of the history, in SQLite's words for types, and their version: text, rows and what they mean; does no I/O.
 
 Times are seconds since the epoch. A run has a *place*, made of where its first record lies on the state topic: it is the same
 whenever the topic is read, grows with time, and stands for the run in the other tables. Payloads (parameters, results,
@@ -13,7 +13,7 @@ from engine.broker import Partition
 
 #: Moves whenever a table or the meaning of a column does: an older database is then made anew from the topics.
 VERSION = 2
-#: Marks the file as ours ("KDEh").
+#: Marks the database as ours ("KDEh").
 APPLICATION_ID = 0x4B444568
 #: Of one payload.
 KEPT_BYTES = 65_536
@@ -174,6 +174,7 @@ def _columns(row: type[msgspec.Struct]) -> str:
     return ", ".join(f"{name} {_TYPES[kind.split()[0]]}{'' if 'None' in kind else ' NOT NULL'}" for name, kind in fields)
 
 
+#: The columns of each table.
 TABLES = {
     "offsets": (
         "topic TEXT, partition INTEGER, next_offset INTEGER NOT NULL, epoch INTEGER NOT NULL, PRIMARY KEY (topic, partition)"
@@ -204,8 +205,8 @@ TABLES = {
     "app": "name TEXT, PRIMARY KEY (name)",
 }
 
-#: Their keys are not row ids, so that what belongs together lies together.
-_CLUSTERED = frozenset(TABLES) - {"runs", "logs"}
+#: In SQLite their keys are not row ids, so that what belongs together lies together.
+CLUSTERED = frozenset(TABLES) - {"runs", "logs"}
 
 INDICES = (
     "CREATE UNIQUE INDEX runs_run_id ON runs (run_id)",
@@ -230,14 +231,6 @@ INDICES = (
     "CREATE INDEX logs_at ON logs (at)",
     "CREATE INDEX forgotten_ended ON forgotten (ended_at)",
 )
-
-
-def statements() -> list[str]:
-    """What makes the tables in an empty database."""
-    made = [
-        f"CREATE TABLE {name} ({columns}){' WITHOUT ROWID' if name in _CLUSTERED else ''}" for name, columns in TABLES.items()
-    ]
-    return [*made, *INDICES, f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {VERSION}"]
 
 
 class Progress(msgspec.Struct):

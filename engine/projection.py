@@ -14,7 +14,7 @@ from engine.broker import Partition, Record
 from engine.dead_letters import Letter, Mark, read_letter
 from engine.declarations import Declaration, is_declaration, read_declaration
 from engine.errors import EventError
-from engine.events import Headers
+from engine.events import Headers, Reason
 from engine.history_schema import (
     HOUR,
     KEPT_BYTES,
@@ -35,6 +35,8 @@ from engine.states import ABSENT, Epochs, Failure, Origin, Ownership, State, Sta
 from engine.task_rows import ENDS, TEXTS, apply_entries, apply_task, name_of
 
 _TEXT = 1_000
+#: The largest number of a row.
+_MOST = (1 << 63) - 1
 
 
 #: What a record may say; None where that is nothing to us.
@@ -89,7 +91,20 @@ def read_all(records: Iterable[Record], states_topic: str, logs_topic: str = "")
 
 def _read_state(value: bytes | None, headers: Headers) -> Said:
     said = read(value, headers)
-    return read_declaration(value) if said is None and is_declaration(type_of(headers)) else said
+    if said is None:
+        return read_declaration(value) if is_declaration(type_of(headers)) else None
+    if isinstance(said, StateChange):
+        event = said.event
+        _check_numbers(said.seq, said.epoch, said.attempt, said.map_index or 0)
+        if event is not None:
+            _check_numbers(event.partition, event.offset)
+    return said
+
+
+def _check_numbers(*numbers: int) -> None:
+    """Raises EventError for a number that no row can hold: one record that has it is not to end all projection."""
+    if max(numbers) > _MOST or min(numbers) < -_MOST:
+        raise EventError(Reason.MALFORMED_DATA, "a number in it has more than 63 bits")
 
 
 class Book:

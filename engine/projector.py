@@ -112,7 +112,7 @@ class Projector:
         self._offsets = await asyncio.to_thread(self._store.offsets)
         source = self._source = self._broker.source(self._topics, group=None, on_assigned=self._begin)
         await source.start()
-        logger.info("history projects", path=self._store.path, is_new=is_new)
+        logger.info("history projects", place=self._store.place, is_new=is_new)
 
     async def _begin(self, assigned: Sequence[Partition]) -> Mapping[Partition, int]:
         source = self._reader
@@ -177,7 +177,7 @@ class Projector:
 
     async def _expect_there(self) -> None:
         if not await asyncio.to_thread(self._store.is_there):
-            raise HistoryUnavailable(self._store.path, "its file was deleted or replaced; it is opened again")
+            raise HistoryUnavailable(self._store.place, "its file was deleted or replaced; it is opened again")
 
     def _tell(self, trouble: str) -> None:
         """That it is open again is no end of trouble: on a full disk it can be opened, and not written to."""

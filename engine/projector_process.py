@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from engine.history_store import is_in_use
+from engine.history_opener import is_in_use
 from engine.logs import logger
 from engine.processes import leashed
 from engine.settings import NOT_FOR_WORKERS, Settings
@@ -52,8 +52,10 @@ class ProjectorProcess:
         """``fresh`` begins with empty tables, once."""
         self._is_fresh = fresh
         self._settings = settings
-        # It is to see Kafka and the disk; who may look at pages is none of its business.
+        # It is to see Kafka and the database; who may look at pages is none of its business.
         self._environment = {name: text for name, text in environment.items() if name not in NOT_FOR_WORKERS}
+        # Not as a flag, which everybody on the machine can read: there may be a password in it.
+        self._environment["ENGINE_HISTORY"] = settings.history
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self._last_line = b""
@@ -92,7 +94,7 @@ class ProjectorProcess:
     async def _run_once(self) -> int:
         settings = self._settings
         command = (sys.executable, "-m", "engine", "history", "run", "--json")
-        where = ("--app", settings.app, "--kafka", settings.kafka, "--history", settings.history)
+        where = ("--app", settings.app, "--kafka", settings.kafka)
         again, self._is_fresh = (("--fresh",) if self._is_fresh else ()), False
         process = self._process = await asyncio.create_subprocess_exec(
             *leashed((*command, *where, *again)),

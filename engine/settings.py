@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from engine.errors import SettingsError
+from engine.history_places import check_place, plain_hosts, shown
 from engine.rule_tables import RuleTable, read_tables
 from engine.secrets import Secret as Secret
 
@@ -21,7 +22,7 @@ FILE_NAME = "engine.toml"
 #: Settings that a variable gives with commas between.
 _LISTS = frozenset({"handlers", "engines", "http_proxies"})
 #: Variables that processes have no use for which serve no HTTP and notify nobody, above all workers, where users' code runs.
-NOT_FOR_WORKERS = frozenset({"ENGINE_HTTP_TOKEN", "ENGINE_HTTP_READ_TOKEN", "ENGINE_RULES"})
+NOT_FOR_WORKERS = frozenset({"ENGINE_HTTP_TOKEN", "ENGINE_HTTP_READ_TOKEN", "ENGINE_RULES", "ENGINE_HISTORY"})
 #: Protocols of result stores in whose URLs an @ is part of the address, not of a secret.
 _STORES_WITH_USERS = frozenset({"abfs", "abfss", "az", "sftp", "ssh", "smb", "hdfs", "webhdfs"})
 
@@ -73,7 +74,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: How long a result that did not travel stays on the cluster after its run has ended.
     result_ttl_seconds: float = 600.0
 
-    #: The history database, a path or ``sqlite:///path``; empty for none. `engine history run` fills it from the topics.
+    #: The history database; empty for none: a path or ``sqlite:///path``, or ``postgresql://user@host/database`` (extra
+    #: ``postgres``) for dashboards on several machines. `engine history run` fills it from the topics.
     history: str = ""
     #: How long the history keeps runs that have ended, dead letters and counts.
     history_retention_seconds: float = 14 * 86_400.0
@@ -130,8 +132,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def history_path(self) -> str:
-        """Where the history database lies; empty for none."""
+        """Where the history database lies, with the password that may be in it; empty for none."""
         return self.history.removeprefix("sqlite://") if self.history.startswith("sqlite:///") else self.history
+
+    @property
+    def history_shown(self) -> str:
+        """The same for all to see."""
+        return shown(self.history_path)
 
     def trace_link(self, trace_id: str) -> str:
         """Address of a trace's page; empty where there is none."""
@@ -280,10 +287,7 @@ def _convert(values: Mapping[str, Any]) -> Settings:
     if settings.dashboard_url and not re.fullmatch(r"https?://[^\s@?#]+", settings.dashboard_url):
         remedy = "Write https://engine.example: protocol, host and perhaps a path, without credentials."
         raise SettingsError("dashboard_url", "***", "is no address of a page", remedy)
-    if "://" in settings.history_path:
-        protocol = settings.history_path.partition("://")[0]
-        remedy = "Name a file: /var/lib/engine/history.db or sqlite:///var/lib/engine/history.db."
-        raise SettingsError("history", f"{protocol}://…", "is no SQLite file", remedy)
+    check_place(settings.history_path)
     if settings.traces and not re.fullmatch(r"https?://[^\s/?#@\"'<>]+(/[^\s?#\"'<>]*)?", settings.traces):
         # It becomes part of links, whoever may have set it; a password in it would be there for all to see.
         raise SettingsError("traces", "***", "is no plain http(s) URL", "Write http://127.0.0.1:16686, say.")
@@ -312,11 +316,12 @@ def _check_hosts(settings: Settings) -> None:
         for engine in settings.engines
         if not engine.startswith("https://")
     ]
+    plain += [("history", host) for host in plain_hosts(settings.history_path)]
     for key, host in plain:
         if not is_loopback(host):
             raise SettingsError(
                 key,
-                str(getattr(settings, key)),
+                settings.history_shown if key == "history" else str(getattr(settings, key)),
                 f"would send plain text to {host or 'another host'}",
-                "Use TLS (kafka_security, tls://), or say allow_plaintext = true where the network is your own.",
+                "Use TLS (kafka_security, tls://, sslmode=verify-full), or say allow_plaintext = true if the network is yours.",
             )

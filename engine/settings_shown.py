@@ -18,8 +18,8 @@ _QUERY = re.compile(r"(://[^\s,?#]*)[?#][^\s,]*")
 #: Protocols whose addresses say no more than a place; of others the whole address may be the secret.
 _PLACES = frozenset(
     {
-        *("http", "https", "tcp", "tls", "ssl", "inproc", "sqlite", "file", "local", "hdfs", "webhdfs", "sftp", "ssh", "smb"),
-        *("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl"),
+        *("http", "https", "tcp", "tls", "ssl", "inproc", "sqlite", "postgresql", "postgres"),
+        *("file", "local", "hdfs", "webhdfs", "sftp", "ssh", "smb", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl"),
     }
 )
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^\s,]*")

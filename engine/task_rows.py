@@ -14,6 +14,8 @@ from engine.states import State, StateChange
 TEXTS = {state: state.value for state in State}
 ENDS = frozenset(state for state in State if state.is_end)
 _TEXT = 1_000
+#: The largest number of a row.
+_MOST = (1 << 63) - 1
 _attempts = msgspec.json.Decoder(list[Attempt]).decode
 _entries = msgspec.json.Decoder(list[TaskEntry]).decode
 _encode = msgspec.json.Encoder().encode
@@ -69,14 +71,15 @@ def apply_entries(run: RunRow, raw: msgspec.Raw) -> Iterator[TaskRow]:
         ended = None if entry.ended_at is None else entry.ended_at.timestamp()
         error = entry.error
         # Within a parcel nothing queues: a task begins where the one before it has ended.
-        attempt = Attempt(max(1, entry.attempt), None, started, ended, None, entry.state)
+        number = min(entry.attempt, _MOST)
+        attempt = Attempt(max(1, number), None, started, ended, None, entry.state)
         name = f"{entry.task}/{entry.index}"
         rows[name] = TaskRow(
             run.place,
             name,
             entry.task,
             TEXTS[entry.state],
-            entry.attempt,
+            number,
             scheduled_at=started,
             started_at=started,
             ended_at=ended,

@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from engine.errors import EngineError
-from engine.history_reader import HistoryReader, Version
+from engine.history_database import Version
+from engine.history_reader import HistoryReader
 from engine.web_pages import Pages
 
 #: What the fragments of a page are made of.

@@ -15,6 +15,7 @@ from engine.apache import ApacheKafka
 from engine.command_errors import ApacheError
 from engine.kafka import KafkaBroker
 from engine.settings import Settings
+from tests.postgres_under_test import NoPostgres, PostgresUnderTest
 
 #: A child process or a task that is on its way out gets so long.
 LEAVING_SECONDS = 5.0
@@ -60,6 +61,19 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip(str(error))
     yield server.bootstrap
     asyncio.run(server.stop())
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresUnderTest]:
+    """A real PostgreSQL. Without one, tests are skipped, but fail where CI is set."""
+    try:
+        server = PostgresUnderTest()
+    except NoPostgres as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+    yield server
+    server.close()
 
 
 @pytest.fixture

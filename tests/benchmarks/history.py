@@ -7,7 +7,6 @@ import gc
 import itertools
 import os
 import random
-import sqlite3
 import sys
 import tempfile
 import time
@@ -19,6 +18,8 @@ import msgspec
 from engine.apache import ApacheKafka
 from engine.broker import Outgoing, Record, TopicSpec
 from engine.events import Headers
+from engine.history_database import WriteDatabase
+from engine.history_places import is_server
 from engine.history_schema import RunRow, TaskRow
 from engine.history_store import HistoryStore
 from engine.kafka import KafkaBroker
@@ -43,17 +44,18 @@ _ERROR = Failure("ValueError", "no such customer", "Traceback (most recent call 
 _TIMES = ("scheduled_at", "changed_at", "started_at", "ended_at")
 
 
-async def history(runs: int) -> None:
+async def history(runs: int, server: str | None = None) -> None:
+    """In a file that is new; or in ``server``, the URL of a database, whose history is dropped."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)  # as `engine history run` has it
     with tempfile.TemporaryDirectory(prefix="engine-bench-") as folder:
-        path = str(Path(folder) / "history.db")
+        place = server or str(Path(folder) / "history.db")
         print(f"\nhistory: {min(runs, PROJECTED):,} packed runs of 3 records, in batches of {BATCH_RECORDS:,}", flush=True)
-        store = HistoryStore(path, "bench")
-        store.open()
+        store = HistoryStore(place, "bench")
+        store.open(fresh=True)
         rate = _fill(store, _records(min(runs, PROJECTED), packed=True))
         _judge("packed, no Kafka", rate, ENGINE_PACKED)
-        _multiply(store.connection, runs)
+        _multiply(store.database, runs)
         rate = _fill(store, _records(min(runs, 20_000), packed=True, prefix="v"))
         _judge("packed, no Kafka, the database full", rate, ENGINE_PACKED)
         began = time.monotonic()
@@ -61,12 +63,21 @@ async def history(runs: int) -> None:
         print(f"  forgetting {forgotten:,} runs: {time.monotonic() - began:.2f} s", flush=True)
         rate = _fill(store, _records(min(runs, 5_000), packed=False, prefix="u"))
         _judge("unpacked, no Kafka, the database full", rate, ENGINE_UNPACKED)
-        large = add_bad_cases(store.connection, time.time(), SPAN_SECONDS)
+        large = add_bad_cases(store.database, time.time(), SPAN_SECONDS)
+        size = _size(store.database, place)
         store.close()
-        size = os.stat(path).st_size  # noqa: PTH116  # nothing else runs
         print(f"  {size / 1e6:,.0f} MB, {size / runs:,.0f} bytes a run", flush=True)
-        ask(path, large, SPAN_SECONDS)
-        await _over_kafka(Path(folder), min(runs, 40_000))
+        ask(place, large, SPAN_SECONDS)
+        await _over_kafka(Path(folder), min(runs, 40_000), server)
+
+
+def _size(db: WriteDatabase, place: str) -> int:
+    if not is_server(place):
+        return os.stat(place).st_size  # noqa: PTH116  # nothing else runs
+    db.run("ANALYZE")  # as the server does by itself after a while
+    size = "CAST(sum(pg_total_relation_size(oid)) AS BIGINT)"
+    [(found,)] = db.all(f"SELECT {size} FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace")
+    return int(found)
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -89,47 +100,48 @@ def _fill(store: HistoryStore, records: Iterator[Record]) -> Rate:
     return Rate(count / seconds, cpu / count * 1e6)
 
 
-def _multiply(db: sqlite3.Connection, runs: int) -> None:
-    [have] = db.execute("SELECT count(*) FROM runs").fetchone()
-    other = {
-        "place": "place + :n * (1 << 36)",
-        "run_id": "printf('%08x', (:n * 2654435761) & 4294967295) || substr(run_id, 9)",
-        "event_id": "event_id || '-' || :n",
-        "event_offset": "event_offset + :n * 100000000",
-    }
-    other |= {name: f"{name} - :n * {SPAN_SECONDS} / {max(1, runs // have)}" for name in _TIMES}
+def _multiply(db: WriteDatabase, runs: int) -> None:
+    [(have,)] = db.all("SELECT count(*) FROM runs")
+    first = f"WHERE place < {1 << 36}"
     for n in range(1, runs // have):
-        with db:
+        other = {
+            "place": f"place + {n << 36}",
+            "run_id": f"'{n * 2_654_435_761 & 0xFFFFFFFF:08x}' || substr(run_id, 9)",
+            "event_id": f"event_id || '-{n}'",
+            "event_offset": f"event_offset + {n * 100_000_000}",
+        }
+        other |= {name: f"{name} - {n * SPAN_SECONDS / max(1, runs // have)!r}" for name in _TIMES}
+        with db.transaction():
             for table, struct in (("runs", RunRow), ("task_runs", TaskRow)):
                 columns = [other.get(name, name) for name in struct.__struct_fields__]
-                db.execute(f"INSERT INTO {table} SELECT {', '.join(columns)} FROM {table} WHERE place < 1 << 36", {"n": n})
+                db.run(f"INSERT INTO {table} SELECT {', '.join(columns)} FROM {table} {first}")
             rest = "seq, epoch, at, state, attempt, name, worker, text"
-            query = f"INSERT INTO changes SELECT {other['place']}, {rest} FROM changes WHERE place < 1 << 36"
-            db.execute(query, {"n": n})
-    print(f"  {db.execute('SELECT count(*) FROM runs').fetchone()[0]:,} runs", flush=True)
+            db.run(f"INSERT INTO changes SELECT {other['place']}, {rest} FROM changes {first}")
+    print(f"  {db.all('SELECT count(*) FROM runs')[0][0]:,} runs", flush=True)
 
 
-async def _over_kafka(folder: Path, runs: int) -> None:
+async def _over_kafka(folder: Path, runs: int, server: str | None) -> None:
     kafka = ApacheKafka(folder / "kafka")
     await kafka.start(lambda line: None)
     try:
-        await _off_kafka(kafka.bootstrap, folder / "packed.db", _records(runs, packed=True), "packed", ENGINE_PACKED)
-        unpacked = _records(runs // 4, packed=False)
-        await _off_kafka(kafka.bootstrap, folder / "unpacked.db", unpacked, "unpacked", ENGINE_UNPACKED)
+        for kind, best in (("packed", ENGINE_PACKED), ("unpacked", ENGINE_UNPACKED)):
+            records = _records(runs if kind == "packed" else runs // 4, packed=kind == "packed")
+            await _off_kafka(kafka.bootstrap, server or str(folder / f"{kind}.db"), records, kind, best)
     finally:
         await kafka.stop()
 
 
-async def _off_kafka(bootstrap: str, path: Path, records: Iterator[Record], kind: str, best: int) -> None:
+async def _off_kafka(bootstrap: str, place: str, records: Iterator[Record], kind: str, best: int) -> None:
     settings = Settings(app=f"bench-{kind}", kafka=bootstrap)
     broker = KafkaBroker(settings)
-    await broker.ensure_topics([TopicSpec(settings.states_topic, PARTITIONS), TopicSpec(settings.dead_letters_topic, 1)])
+    beside = [TopicSpec(name, 1) for name in (settings.dead_letters_topic, settings.logs_topic)]
+    await broker.ensure_topics([TopicSpec(settings.states_topic, PARTITIONS), *beside])
     sink = broker.sink()
     await sink.start()
     while batch := list(itertools.islice(records, BATCH_RECORDS)):
         await sink.write([Outgoing(settings.states_topic, None, r.value, r.headers, r.partition) for r in batch])
     await sink.close()
-    projector = Projector(settings, broker, HistoryStore(str(path), settings.app))
+    projector = Projector(settings, broker, HistoryStore(place, settings.app), fresh=True)
     began, cpu = time.monotonic(), time.process_time()
     count = await projector.catch_up()
     rate = Rate(count / (time.monotonic() - began), (time.process_time() - cpu) / count * 1e6)

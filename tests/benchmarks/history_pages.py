@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-import sqlite3
 import statistics
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from engine.events import Position
 from engine.history import History, RunFilter
-from engine.history_schema import LetterRow, TaskRow
+from engine.history_database import Put, WriteDatabase
+from engine.history_schema import Attempt, LetterRow, TaskRow
 from engine.states import State
 
 #: Dead letters, and how many of ten were dealt with; tasks of the one run that has far too many.
@@ -18,7 +20,7 @@ LETTERS, DEALT_WITH, TASKS = 60_000, 9, 50_000
 _ROUNDS = 15
 
 
-def add_bad_cases(db: sqlite3.Connection, now: float, span_seconds: float) -> str:
+def add_bad_cases(db: WriteDatabase, now: float, span_seconds: float) -> str:
     """Put letters into a history, the latest all dealt with, and many tasks into its last run; answers that run's id."""
     columns = LetterRow.__struct_fields__
     letters, marks = [], []
@@ -38,36 +40,28 @@ def add_bad_cases(db: sqlite3.Connection, now: float, span_seconds: float) -> st
             marks.append(
                 [number % 4, LETTERS + number // 4, f"{number % 4}/{number // 4}", given["identity"], "dropped", at, None]
             )
-    place, run_id = db.execute("SELECT place, run_id FROM runs ORDER BY place DESC LIMIT 1").fetchone()
-    row = {
-        "place": place,
-        "task": "'resize'",
-        "attempt": 1,
-        "parents": "'[]'",
-        "map_index": "n",
-        "name": "printf('resize/0.%d', n)",
-    }
-    row |= {
-        "state": "CASE n % 9 WHEN 0 THEN 'RUNNING' ELSE 'COMPLETED' END",
-        "scheduled_at": now,
-        "started_at": f"{now} + n / 1e3",
-    }
-    row |= {"ended_at": f"{now} + n / 1e3 + 0.5", "worker": "'tcp://10.0.0.1:4000'"}
-    row |= {"attempts": f'CAST(printf(\'[[1,%f,%f,%f,"tcp://10.0.0.1:4000","COMPLETED"]]\', {now}, {now}, {now}) AS BLOB)'}
-    with db:
-        db.executemany(f"INSERT INTO letters VALUES ({', '.join('?' * len(columns))})", letters)
-        db.executemany("INSERT INTO marks VALUES (?, ?, ?, ?, ?, ?, ?)", marks)
-        values = ", ".join(str(row.get(name, "NULL")) for name in TaskRow.__struct_fields__)
-        numbers = f"WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < {TASKS - 1})"
-        db.execute(f"INSERT INTO task_runs {numbers} SELECT {values} FROM numbers")
-        db.execute("UPDATE runs SET tasks = ? WHERE place = ?", [TASKS, place])
+    [(place, run_id)] = db.all("SELECT place, run_id FROM runs ORDER BY place DESC LIMIT 1")
+    attempts = msgspec.json.encode([Attempt(1, now, now, now, "tcp://10.0.0.1:4000", "COMPLETED")])
+    tasks = [
+        TaskRow(
+            *(place, f"resize/0.{n}", "resize", "COMPLETED" if n % 9 else "RUNNING", 1, n),
+            *(now, now + n / 1e3, now + n / 1e3 + 0.5, None, "tcp://10.0.0.1:4000"),
+            attempts=attempts,
+        )
+        for n in range(TASKS)
+    ]
+    with db.transaction():
+        db.put_all(Put("letters", columns), letters)
+        db.put_all(Put("marks", ("partition", "place", "letter", "identity", "marked", "at", "replay")), marks)
+        db.put_all(Put("task_runs", TaskRow.__struct_fields__), map(msgspec.structs.astuple, tasks))
+        db.run("UPDATE runs SET tasks = ? WHERE place = ?", [TASKS, place])
     return str(run_id)
 
 
-def ask(path: str, large: str, span_seconds: float) -> None:
+def ask(place: str, large: str, span_seconds: float) -> None:
     """Ask everything some times over, and print the median and the most. ``large`` is the run with too many tasks."""
     print(f"  queries, {_ROUNDS} times each, ms:                  median      most")
-    with History.open(path) as found:
+    with History.open(place) as found:
         for name, question in _questions(found, large, span_seconds).items():
             took = []
             for _ in range(_ROUNDS):

@@ -1,14 +1,16 @@
-"""The same tests on the log in memory and on real Kafka."""
+"""The same tests on the log in memory and on real Kafka, and on a SQLite file and a real PostgreSQL."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from engine.broker import Broker
 from engine.memory import MemoryBroker
+from tests.contract.histories import Places
 from tests.contract.under_test import Log
 
 
@@ -27,3 +29,11 @@ async def log(broker: Broker) -> AsyncIterator[Log]:
     log = Log(broker)
     yield log
     await log.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Places]:
+    """Where histories may lie: each database that they may be in."""
+    places = Places(tmp_path, request.getfixturevalue("postgres") if request.param == "postgres" else None)
+    yield places
+    places.close()

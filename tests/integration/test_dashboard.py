@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from engine.broker import TopicSpec
-from engine.history_store import is_in_use
+from engine.history_opener import is_in_use
 from engine.kafka import KafkaBroker
 from engine.projector_process import ProjectorProcess
 from engine.settings import Settings

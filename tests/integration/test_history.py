@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
-import sqlite3
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from engine.broker import Outgoing, Record, TopicSpec
+from engine.errors import EngineError
+from engine.history_opener import reading
 from engine.history_schema import TABLES
 from engine.kafka import KafkaBroker
 from engine.settings import Settings
@@ -23,10 +27,10 @@ ROOT = Path(__file__).parents[2]
 PARTITIONS = 3
 
 
-async def projector(settings: Settings, path: str, what: str) -> asyncio.subprocess.Process:
+async def projector(settings: Settings, place: str, what: str) -> asyncio.subprocess.Process:
     # The records say that it is 2023.
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "ENGINE_HISTORY_RETENTION_SECONDS": "1e10"}
-    flags = ("--history", path, "--app", settings.app, "--kafka", settings.kafka)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ENGINE_HISTORY_RETENTION_SECONDS": "1e10", "ENGINE_HISTORY": place}
+    flags = ("--app", settings.app, "--kafka", settings.kafka)
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "engine", "history", what, "--json", *flags),
         env=environment,
@@ -35,18 +39,16 @@ async def projector(settings: Settings, path: str, what: str) -> asyncio.subproc
     )
 
 
-def tables(path: str) -> dict[str, list[Any]]:
-    db = sqlite3.connect(path)
+def tables(place: str) -> dict[str, list[Any]]:
     try:
-        return {name: sorted(db.execute(f"SELECT * FROM {name}").fetchall(), key=repr) for name in TABLES}
-    except sqlite3.OperationalError:
+        with contextlib.closing(reading(place)) as db:
+            return {name: sorted(db.all(f"SELECT * FROM {name}"), key=repr) for name in TABLES}
+    except EngineError:
         return {}  # Not there yet, or being made.
-    finally:
-        db.close()
 
 
-def read_to(path: str) -> dict[tuple[str, int], int]:
-    return {(topic, partition): offset for topic, partition, offset, _ in tables(path).get("offsets", [])}
+def read_to(place: str) -> dict[tuple[str, int], int]:
+    return {(topic, partition): offset for topic, partition, offset, _ in tables(place).get("offsets", [])}
 
 
 async def write(broker: KafkaBroker, settings: Settings, records: list[Record]) -> Mapping[tuple[str, int], int]:
@@ -65,12 +67,19 @@ async def write(broker: KafkaBroker, settings: Settings, records: list[Record]) 
     return {(position.topic, position.partition): position.offset + 1 for position in positions}
 
 
-async def test_killed_in_the_middle_it_ends_with_the_tables_of_a_rebuild(kafka: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+async def test_killed_in_the_middle_it_ends_with_the_tables_of_a_rebuild(
+    database: str, kafka: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if database == "postgres":
+        server = request.getfixturevalue("postgres")
+        path, again = server.schema(), server.schema()
+    else:
+        path, again = str(tmp_path / "history.db"), str(tmp_path / "again.db")
     settings = fresh_settings(kafka=kafka)
     broker = KafkaBroker(settings)
     beside = [TopicSpec(name, 2) for name in (settings.dead_letters_topic, settings.logs_topic)]
     await broker.ensure_topics([TopicSpec(settings.states_topic, PARTITIONS), *beside])
-    path, again = str(tmp_path / "history.db"), str(tmp_path / "again.db")
     records = a_busy_day(11, runs=600, partitions=PARTITIONS, gaps=False).records
     third = len(records) // 3
     ends: dict[tuple[str, int], int] = {}

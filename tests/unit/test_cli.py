@@ -89,7 +89,7 @@ def test_help_imports_neither_kafka_nor_dask() -> None:
         ["runs", "ls", "--state", "SLEEPING"],
         ["history", "run"],
         ["notify", "no-such-file.py"],
-        ["history", "rebuild", "--history", "postgres://me:word@db/x"],
+        ["history", "rebuild", "--history", "mysql://me:word@db/x"],
         ["dev", "--workers", "many"],
         ["run", "--http", "0.0.0.0:80"],
         ["run", "--app", "no spaces"],

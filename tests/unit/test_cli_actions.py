@@ -10,7 +10,8 @@ import pytest
 from engine.cli_actions import Choice, choice_of, confirm
 from engine.command_errors import UsageError
 from engine.history import History
-from engine.history_store import IN_MEMORY, HistoryStore
+from engine.history_places import IN_MEMORY
+from engine.history_store import HistoryStore
 from engine.projection import read_all
 from engine.states import State
 from tests.history_records import STATES, Topics, a_run
@@ -23,7 +24,7 @@ def history() -> History:
     store = HistoryStore(IN_MEMORY, "app")
     store.open()
     store.write(read_all(topics.records, STATES), {})
-    return History(store.connection, IN_MEMORY)
+    return History(store.reader())
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import engine.dashboard as dashboard_module
 from engine.cli_dashboard import default_history
 from engine.dashboard import Dashboard
 from engine.errors import SettingsError
-from engine.history_store import HistoryStore, is_in_use
+from engine.history_opener import is_in_use
+from engine.history_store import HistoryStore
 from engine.memory import MemoryBroker
 from engine.settings import Secret, Settings
 from engine.web_origins import SECURITY_HEADERS
@@ -206,7 +207,11 @@ async def test_pages_say_that_the_history_is_behind_and_go_on(
     monkeypatch.setattr(dashboard_module, "CAUGHT_UP_RECORDS", 0)
     async with serving(tmp_path, filled_log) as dashboard, client(dashboard) as http:
         await ready(http)
-        assert "What you see may be old" not in (await http.get("/about")).text
+
+        async def is_up_to_date() -> bool:
+            return "What you see may be old" not in (await http.get("/about")).text
+
+        await eventually_said(is_up_to_date)
         dashboard._projecting._projector.stop()  # type: ignore[attr-defined]
         dashboard._projecting.trouble = "the projector ended with code 1"
         await text_of(http, "/about", "What you see may be old. The history: the projector ended with code 1")

@@ -10,6 +10,7 @@ from engine.history import History
 from engine.history_store import HistoryStore
 from engine.projector import Projector
 from engine.settings import Settings
+from engine.sqlite import SqliteWriter
 from tests.dashboard_under_test import APP, a_log
 from tests.history_records import STATES, Topics, a_run
 from tests.waiting import eventually
@@ -22,8 +23,10 @@ class Disk(HistoryStore):
 
     def open(self, *, fresh: bool = False) -> bool:
         is_new = super().open(fresh=fresh)
-        [pages] = self.connection.execute("PRAGMA page_count").fetchone()
-        self.connection.execute(f"PRAGMA max_page_count = {pages if self.is_full else 1 << 30}")
+        assert isinstance(self.database, SqliteWriter)
+        db = self.database.connection
+        [pages] = db.execute("PRAGMA page_count").fetchone()
+        db.execute(f"PRAGMA max_page_count = {pages if self.is_full else 1 << 30}")
         return is_new
 
 

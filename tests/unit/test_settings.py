@@ -204,10 +204,42 @@ def test_the_history_is_a_file_by_path_or_url(history: str) -> None:
     assert load({"history": history}, {}, Path("nowhere")).history_path == "/var/lib/history.db"
 
 
-def test_a_history_elsewhere_is_refused_without_showing_its_secrets() -> None:
+@pytest.mark.parametrize("history", ["mysql://me:secret@db/x", "postgresql://me:sec/ret@db/x", "postgres://me:sec@ret@db/x"])
+def test_a_history_elsewhere_is_refused_without_showing_its_secrets(history: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        load({"history": "postgres://me:secret@db/x"}, {}, Path("nowhere"))
+        load({"history": history}, {}, Path("nowhere"))
     assert caught.value.key == "history"
+    assert not any(part in str(caught.value) for part in ("secret", "sec", "ret@"))
+
+
+def test_a_history_on_a_server_is_shown_without_its_user_and_password() -> None:
+    settings = load(
+        {"history": "postgresql://me:s%40cret@127.0.0.1:5433/runs?options=-csearch_path%3Dshop"}, {}, Path("nowhere")
+    )
+    assert settings.history_shown == "postgresql://127.0.0.1:5433/runs"
+    assert "s%40cret" in settings.history_path
+
+
+@pytest.mark.parametrize(
+    ("history", "is_plain"),
+    [
+        ("postgresql://me:secret@db.example/x", True),
+        ("postgresql://me:secret@127.0.0.1,db.example:5433/x?sslmode=prefer", True),
+        ("postgresql:///x?host=db.example", True),
+        ("postgresql://me:secret@db.example/x?sslmode=verify-full", False),
+        ("postgresql://me@localhost:5432/x", False),
+        ("postgresql://[::1]:5432/x", False),
+        ("postgresql:///x?host=/run/postgresql", False),
+        ("postgresql:///x", False),
+    ],
+)
+def test_a_history_beyond_loopback_needs_tls_or_a_word(history: str, is_plain: bool) -> None:
+    assert load({"history": history, "allow_plaintext": True}, {}, Path("nowhere")).history == history
+    if not is_plain:
+        assert load({"history": history}, {}, Path("nowhere")).history == history
+        return
+    with pytest.raises(SettingsError, match=r"plain text to db\.example") as caught:
+        load({"history": history}, {}, Path("nowhere"))
     assert "secret" not in str(caught.value)
 
 

@@ -177,6 +177,7 @@ def test_secrets_of_settings_are_stars_wherever_they_are() -> None:
         ("slack://a/b/c", "slack://***"),
         ("https://h/p#frag", "https://h/p"),
         ("/var/lib/engine/history.db", "/var/lib/engine/history.db"),
+        ("postgresql://me:s3cret@db.example:5433/runs?password=s3cret", "postgresql://***@db.example:5433/runs"),
     ],
 )
 def test_addresses_are_shown_without_what_is_secret_in_them(text: str, expected: str) -> None:

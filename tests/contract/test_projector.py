@@ -1,17 +1,18 @@
-"""engine.projector: goes on where the database is, over what Kafka and the disk do to it."""
+"""engine.projector: goes on where the database is, over what Kafka and the database do to it."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 from engine.broker import Outgoing, TopicSpec
 from engine.errors import EngineError
 from engine.history import History
+from engine.history_opener import is_in_use
 from engine.history_store import HistoryStore
 from engine.memory import MemoryBroker
 from engine.projector import Projector
 from engine.settings import Settings
+from tests.contract.histories import Places
 from tests.history_records import Topics, a_run
 from tests.waiting import eventually
 
@@ -45,13 +46,8 @@ def runs(path: str) -> set[str]:
         return set()
 
 
-def delete(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
-
-
-async def test_it_projects_what_comes_until_it_is_stopped_and_goes_on_from_there(tmp_path: Path) -> None:
-    path = str(tmp_path / "history.db")
+async def test_it_projects_what_comes_until_it_is_stopped_and_goes_on_from_there(places: Places) -> None:
+    path = places.new()
     broker = await broker_with("one")
     first = Projector(SETTINGS, broker, HistoryStore(path, "app"))
     running = asyncio.create_task(first.run())
@@ -67,25 +63,25 @@ async def test_it_projects_what_comes_until_it_is_stopped_and_goes_on_from_there
     assert runs(path) == {"one", "two", "three"}
 
 
-async def test_a_database_deleted_under_it_is_made_anew_from_the_topics(tmp_path: Path) -> None:
-    path = tmp_path / "history.db"
+async def test_a_database_deleted_under_it_is_made_anew_from_the_topics(places: Places) -> None:
+    path = places.new()
     broker = await broker_with("one")
-    projector = Projector(SETTINGS, broker, HistoryStore(str(path), "app"))
+    projector = Projector(SETTINGS, broker, HistoryStore(path, "app"))
     running = asyncio.create_task(projector.run())
-    await eventually(lambda: runs(str(path)) == {"one"})
-    delete(path)
+    await eventually(lambda: runs(path) == {"one"})
+    places.drop(path)
     await write(broker, "two")
-    await eventually(lambda: runs(str(path)) == {"one", "two"})
+    await eventually(lambda: runs(path) == {"one", "two"})
     projector.stop()
     await running
 
 
-async def test_without_topics_it_waits_for_an_engine_to_make_them(tmp_path: Path) -> None:
-    path = str(tmp_path / "history.db")
+async def test_without_topics_it_waits_for_an_engine_to_make_them(places: Places) -> None:
+    path = places.new()
     broker = MemoryBroker()
     projector = Projector(SETTINGS, broker, HistoryStore(path, "app"))
     running = asyncio.create_task(projector.run())
-    await eventually(Path(path).exists)
+    await eventually(lambda: is_in_use(path))
     names = (SETTINGS.states_topic, SETTINGS.dead_letters_topic, SETTINGS.logs_topic)
     await broker.ensure_topics([TopicSpec(name, 2) for name in names])
     await write(broker, "one")
@@ -94,8 +90,8 @@ async def test_without_topics_it_waits_for_an_engine_to_make_them(tmp_path: Path
     await running
 
 
-async def test_topics_made_anew_begin_a_new_history(tmp_path: Path) -> None:
-    path = str(tmp_path / "history.db")
+async def test_topics_made_anew_begin_a_new_history(places: Places) -> None:
+    path = places.new()
     first = Projector(SETTINGS, await broker_with("one", "two"), HistoryStore(path, "app"))
     await first.catch_up()
     await first.close()
@@ -105,8 +101,8 @@ async def test_topics_made_anew_begin_a_new_history(tmp_path: Path) -> None:
     assert runs(path) == {"three"}
 
 
-async def test_without_a_database_the_last_records_are_read_and_no_more(tmp_path: Path) -> None:
-    path = str(tmp_path / "history.db")
+async def test_without_a_database_the_last_records_are_read_and_no_more(places: Places) -> None:
+    path = places.new()
     broker = await broker_with(*(f"run-{number}" for number in range(10)))
     projector = Projector(SETTINGS, broker, HistoryStore(path, "app"), last_records=2 * 12)
     assert await projector.catch_up() == 12
@@ -115,8 +111,8 @@ async def test_without_a_database_the_last_records_are_read_and_no_more(tmp_path
     assert runs(path) == {"run-8", "run-9"}
 
 
-async def test_what_is_too_much_is_forgotten(tmp_path: Path) -> None:
-    path = str(tmp_path / "history.db")
+async def test_what_is_too_much_is_forgotten(places: Places) -> None:
+    path = places.new()
     broker = await broker_with(*(f"run-{number}" for number in range(10)))
     settings = Settings(app="app", history_retention_seconds=1e10, history_retention_runs=3)
     projector = Projector(settings, broker, HistoryStore(path, "app"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 import pytest
 
@@ -12,27 +10,20 @@ from engine.errors import EventError
 from engine.events import Position
 from engine.history import History, RunFilter
 from engine.history_schema import KEPT_BYTES
-from engine.history_store import IN_MEMORY, HistoryStore
 from engine.letter_lists import LetterList, Status
 from engine.log_rows import LogFilter
 from engine.projection import read_all
 from engine.states import State, StateChange
 from engine.subscriber import Deduplicator
 from engine.task_rows import attempts_of
+from tests.contract.histories import Places, take
 from tests.history_records import BEGIN, LETTERS, LOGS, STATES, TRACE, Topics, a_busy_day, a_run, origin
 
 
-def history_of(topics: Topics) -> History:
-    store = HistoryStore(IN_MEMORY, "app")
-    store.open()
-    store.write(read_all(topics.records, STATES, LOGS), {})
-    return History(store.connection, IN_MEMORY)
-
-
-def test_a_run_has_its_event_its_result_and_its_times() -> None:
+def test_a_run_has_its_event_its_result_and_its_times(places: Places) -> None:
     topics = Topics()
     changes = a_run(topics, "run", event=origin(5), key="ann")
-    run = history_of(topics).run("run")
+    run = places.history(topics).run("run")
     assert run is not None
     assert (run.state, run.seq, run.run_key, run.tasks, run.tasks_ended) == ("COMPLETED", 5, "ann", 1, 1)
     assert (run.event_id, run.event_topic, run.event_partition, run.event_offset) == ("event-5", "orders", 0, 5)
@@ -42,10 +33,10 @@ def test_a_run_has_its_event_its_result_and_its_times() -> None:
     assert run.traceparent is not None
 
 
-def test_attempts_say_how_long_each_was_queued_and_on_which_worker_it_ran() -> None:
+def test_attempts_say_how_long_each_was_queued_and_on_which_worker_it_ran(places: Places) -> None:
     topics = Topics()
     changes = a_run(topics, "run", fails=True)
-    found = history_of(topics)
+    found = places.history(topics)
     run = found.run("run")
     assert run is not None
     [task] = found.task_runs(run)
@@ -61,7 +52,7 @@ def test_attempts_say_how_long_each_was_queued_and_on_which_worker_it_ran() -> N
     assert [worker.worker for worker in found.workers(BEGIN)] == ["tcp://w2", "tcp://w1"]
 
 
-def test_the_tasks_of_a_packed_run_come_with_its_end() -> None:
+def test_the_tasks_of_a_packed_run_come_with_its_end(places: Places) -> None:
     topics = Topics()
     topics.change("run", State.SCHEDULED, 0)
     entries = [
@@ -76,7 +67,7 @@ def test_the_tasks_of_a_packed_run_come_with_its_end() -> None:
         {"task": "ship", "index": "1", "state": "FAILED", "attempt": 2, "error": {"type": "E", "message": "bad"}},
     ]
     topics.change("run", State.FAILED, 1, tasks=msgspec.Raw(msgspec.json.encode(entries)))
-    found = history_of(topics)
+    found = places.history(topics)
     run = found.run("run")
     assert run is not None
     assert (run.packed, run.tasks, run.tasks_ended) == (1, 2, 2)
@@ -86,10 +77,10 @@ def test_the_tasks_of_a_packed_run_come_with_its_end() -> None:
     ]
 
 
-def test_the_changes_kept_are_those_that_a_subscriber_gets() -> None:
-    for seed in range(20):
+def test_the_changes_kept_are_those_that_a_subscriber_gets(places: Places) -> None:
+    for seed in range(places.examples(20)):
         topics = a_busy_day(seed)
-        found = history_of(topics)
+        found = places.history(topics)
         known: dict[int, Deduplicator] = {}
         expected: dict[str, list[int]] = {}
         for record in topics.records:
@@ -109,38 +100,54 @@ def test_the_changes_kept_are_those_that_a_subscriber_gets() -> None:
         assert len(found.runs(limit=1_000).items) == len(expected)
 
 
-def test_a_run_whose_beginning_has_expired_is_shown_with_what_is_left() -> None:
+def test_a_run_whose_beginning_has_expired_is_shown_with_what_is_left(places: Places) -> None:
     topics = Topics()
     a_run(topics, "run")
     topics.records = topics.records[3:]
-    run = history_of(topics).run("run")
+    run = places.history(topics).run("run")
     assert run is not None
     assert (run.state, run.tasks, run.tasks_ended, run.parameters) == ("COMPLETED", 1, 1, None)
 
 
-def test_large_payloads_are_cut_and_their_size_is_known() -> None:
+def test_large_payloads_are_cut_and_their_size_is_known(places: Places) -> None:
     topics = Topics()
     large = b'"' + b"x" * 1_000_000 + b'"'
     a_run(topics, "run", parameters=msgspec.Raw(large))
-    run = history_of(topics).run("run")
+    run = places.history(topics).run("run")
     assert run is not None
     assert run.parameters is not None
     assert (len(run.parameters), run.parameters_size) == (KEPT_BYTES, len(large))
 
 
-def test_unreadable_records_are_told_and_passed_over() -> None:
+def test_unreadable_records_are_told_and_passed_over(places: Places) -> None:
     topics = Topics()
     topics.append(STATES, 0, b"{", (("ce_type", b"engine.flow_run.running"),))
     a_run(topics, "run")
     [(where, why)] = read_all(topics.records, STATES).unreadable
     assert where == f"{STATES}/0/0"
     assert "cannot be read" in why
-    assert history_of(topics).run("run") is not None
+    assert places.history(topics).run("run") is not None
 
 
-def test_pages_of_runs_hold_each_run_once_the_newest_first() -> None:
+def test_a_number_that_no_row_can_hold_makes_its_record_unreadable_and_no_other(places: Places) -> None:
+    topics = Topics()
+    a_run(topics, "good")
+    far = 1 << 63
+    topics.change("huge", State.SCHEDULED, 0, event=msgspec.structs.replace(origin(1), offset=far))
+    topics.change("huge", State.RUNNING, far)
+    topics.letter(Position("orders", 0, far))
+    topics.change("packed", State.SCHEDULED, 0)
+    entries = [{"task": "price", "index": "0", "state": "COMPLETED", "attempt": far}]
+    topics.change("packed", State.COMPLETED, 1, tasks=msgspec.Raw(msgspec.json.encode(entries)))
+    assert len(read_all(topics.records, STATES).unreadable) == 2
+    found = places.history(topics)
+    assert {run.run_id for run in found.runs().items} == {"good", "packed"}
+    assert [line.row.event_offset for line in found.letters().items] == [None]
+
+
+def test_pages_of_runs_hold_each_run_once_the_newest_first(places: Places) -> None:
     topics = a_busy_day(3, runs=25)
-    found = history_of(topics)
+    found = places.history(topics)
     for wanted in (
         RunFilter(),
         RunFilter(flows=["fulfil"]),
@@ -163,21 +170,21 @@ def test_pages_of_runs_hold_each_run_once_the_newest_first() -> None:
         found.runs(cursor="x")
 
 
-def test_a_run_is_found_by_the_beginning_of_its_id_where_no_other_has_it() -> None:
+def test_a_run_is_found_by_the_beginning_of_its_id_where_no_other_has_it(places: Places) -> None:
     topics = Topics()
     for run_id in ("abc1", "abc2", "xyz"):
         a_run(topics, run_id)
-    found = history_of(topics)
+    found = places.history(topics)
     assert found.run("ab") is None
     assert [run.run_id for name in ("abc1", "x") if (run := found.run(name))] == ["abc1", "xyz"]
 
 
-def test_events_have_the_runs_they_made_or_the_letter_that_says_why_none() -> None:
+def test_events_have_the_runs_they_made_or_the_letter_that_says_why_none(places: Places) -> None:
     topics = Topics()
     a_run(topics, "one", event=origin(1))
     a_run(topics, "two", event=origin(1), flow="ship")
     topics.letter(Position("orders", 0, 9))
-    found = history_of(topics)
+    found = places.history(topics)
     page = found.events()
     assert {(event.offset, tuple(run.run_id for run in event.runs), len(event.letters)) for event in page.items} == {
         (1, ("one", "two"), 0),
@@ -192,7 +199,7 @@ def test_events_have_the_runs_they_made_or_the_letter_that_says_why_none() -> No
     assert found.event(Position("orders", 0, 99)) is None
 
 
-def test_what_became_of_letters_is_what_the_command_says() -> None:
+def test_what_became_of_letters_is_what_the_command_says(places: Places) -> None:
     topics = Topics(5)
     place = Position("orders", 0, 1)
     first, details = topics.letter(place)
@@ -204,7 +211,7 @@ def test_what_became_of_letters_is_what_the_command_says() -> None:
     for record in topics.records:
         listed.add(record)
     expected = {entry.letter.id: (entry.status, entry.replays) for entry in listed.entries()}
-    found = history_of(topics)
+    found = places.history(topics)
     lines = found.letters(all=True).items
     assert {f"{line.row.partition}/{line.row.place}": (line.status, line.replays) for line in lines} == expected
     assert [line.status for line in found.letters().items] == [Status.OPEN]
@@ -212,14 +219,16 @@ def test_what_became_of_letters_is_what_the_command_says() -> None:
     assert first_page.items + found.letters(all=True, cursor=first_page.cursor).items == lines
 
 
-def test_a_page_of_open_letters_looks_at_a_bounded_number_and_goes_on_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_of_open_letters_looks_at_a_bounded_number_and_goes_on_from_there(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(History, "LOOKED_AT", 4)
     topics = Topics(gaps=False)
     for number in range(12):
         letter, details = topics.letter(Position("orders", 0, number), partition=number % 2)
         if number not in (0, 9):
             topics.mark(f"{number % 2}/{letter}", details, Marked.DROPPED)
-    found = history_of(topics)
+    found = places.history(topics)
     pages = [found.letters(limit=3)]
     while pages[-1].cursor is not None:
         pages.append(found.letters(cursor=pages[-1].cursor, limit=3))
@@ -227,12 +236,12 @@ def test_a_page_of_open_letters_looks_at_a_bounded_number_and_goes_on_from_there
     assert found.letters(all=True, limit=50).cursor is None
 
 
-def test_flows_are_judged_by_their_last_runs_and_minutes_count_states() -> None:
+def test_flows_are_judged_by_their_last_runs_and_minutes_count_states(places: Places) -> None:
     topics = Topics()
     for number in range(4):
         a_run(topics, f"run-{number}", fails=number == 0)
     topics.change("open", State.SCHEDULED, 0)
-    found = history_of(topics)
+    found = places.history(topics)
     [flow] = found.flows()
     assert (flow.flow, flow.runs, flow.success_rate, len(flow.last)) == ("fulfil", 4, 0.75, 4)
     assert flow.p50_seconds is not None
@@ -248,14 +257,14 @@ def test_flows_are_judged_by_their_last_runs_and_minutes_count_states() -> None:
     assert oldest.run_id == "open"
 
 
-def test_lines_of_a_run_come_in_their_order_page_by_page_and_as_they_are_wanted() -> None:
+def test_lines_of_a_run_come_in_their_order_page_by_page_and_as_they_are_wanted(places: Places) -> None:
     topics = Topics()
     a_run(topics, "run")
     for number in range(200):
         topics.log("run", f"{number} a", f"{number} b", task=f"price/0.{number}", level=40 if number == 7 else 20)
         topics.log("other", "not mine")
     topics.log("run", "of the flow", task=None, level=10)
-    found = history_of(topics)
+    found = places.history(topics)
     lines = found.logs("run")
     assert [line.message for line in lines] == [f"{n} {part}" for n in range(200) for part in "ab"] + ["of the flow"]
     assert [line.seq for line in lines] == sorted({line.seq for line in lines})
@@ -275,27 +284,33 @@ def test_lines_of_a_run_come_in_their_order_page_by_page_and_as_they_are_wanted(
     assert found.logs("nobody") == []
 
 
-def test_a_reader_sees_what_a_projector_has_written_to_a_file(tmp_path: Path) -> None:
-    path = str(tmp_path / "his tory?.db")
-    store = HistoryStore(path, "app")
-    store.open()
+def test_a_reader_sees_what_a_projector_has_written(places: Places) -> None:
+    place = places.new()
     topics = Topics()
     a_run(topics, "run")
-    store.write(read_all(topics.records, STATES), {})
-    with History.open(path) as found:
+    store = places.store(topics.records, place)
+    with History.open(place) as found:
         assert found.run("run") is not None
         assert found.offsets() == {(STATES, 0): topics.records[-1].offset + 1}
-    store.close()
+        before = found.version()
+        assert found.version() == before
+        a_run(topics, "next")
+        take(store, topics.records)
+        assert found.version() != before
+        assert found.is_current()
+        # What no topic can have said nobody is asked for, by whatever command.
+        assert found.run("\udcff") is None
+        assert found.event(Position("orders", 0, 1 << 70)) is None
 
 
-def test_of_each_flow_the_newest_declaration_is_kept() -> None:
+def test_of_each_flow_the_newest_declaration_is_kept(places: Places) -> None:
     topics = Topics()
     old, new = topics.now(), topics.now()
     topics.declaration("fulfil", at=new, signature="fulfil(order)")
     topics.declaration("fulfil", at=old, signature="fulfil()")
     other = topics.declaration("another")
     topics.append(STATES, 0, b"{", (("ce_type", b"engine.flow"),))
-    found = history_of(topics)
+    found = places.history(topics)
     assert [(one.name, one.signature) for one in found.declarations()] == [
         ("another", "another()"),
         ("fulfil", "fulfil(order)"),
