@@ -7,7 +7,6 @@ import asyncio
 from engine.broker import Outgoing, TopicSpec
 from engine.errors import EngineError
 from engine.history import History
-from engine.history_opener import is_in_use
 from engine.history_store import HistoryStore
 from engine.memory import MemoryBroker
 from engine.projector import Projector
@@ -80,8 +79,9 @@ async def test_without_topics_it_waits_for_an_engine_to_make_them(places: Places
     path = places.new()
     broker = MemoryBroker()
     projector = Projector(SETTINGS, broker, HistoryStore(path, "app"))
-    running = asyncio.create_task(projector.run())
-    await eventually(lambda: is_in_use(path))
+    told: list[str] = []
+    running = asyncio.create_task(projector.run(on_trouble=told.append))
+    await eventually(lambda: told)
     names = (SETTINGS.states_topic, SETTINGS.dead_letters_topic, SETTINGS.logs_topic)
     await broker.ensure_topics([TopicSpec(name, 2) for name in names])
     await write(broker, "one")

@@ -23,11 +23,14 @@ class Disk(HistoryStore):
 
     def open(self, *, fresh: bool = False) -> bool:
         is_new = super().open(fresh=fresh)
+        self.limit()
+        return is_new
+
+    def limit(self) -> None:
         assert isinstance(self.database, SqliteWriter)
         db = self.database.connection
         [pages] = db.execute("PRAGMA page_count").fetchone()
         db.execute(f"PRAGMA max_page_count = {pages if self.is_full else 1 << 30}")
-        return is_new
 
 
 def runs_of(path: Path) -> int:
@@ -55,7 +58,7 @@ async def test_a_full_disk_and_a_deleted_file_are_told_and_outlived(tmp_path: Pa
     running = asyncio.create_task(projector.run(ready.set, told.append))
     await ready.wait()
     store.is_full = True
-    store.connection.execute("PRAGMA max_page_count = 1")
+    store.limit()
     run_some(0)
     await eventually(lambda: any("full" in trouble for trouble in told))
     assert not any(trouble == "" for trouble in told), "that it can be opened is no news"
