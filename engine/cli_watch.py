@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
+from asyncio import sleep
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Annotated, Any
 
@@ -64,7 +64,7 @@ async def show(
                 _print(shown, soft_wrap=soft_wrap)
             if not watch or shown.is_over:
                 return
-            await asyncio.sleep(LOOK_SECONDS)
+            await sleep(LOOK_SECONDS)
             if again is not None:
                 await again()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
+from asyncio import sleep
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +43,7 @@ class Declarer:
         """Write them again and again until cancelled."""
         wait_seconds = self._every_seconds
         while True:
-            await asyncio.sleep(wait_seconds)
+            await sleep(wait_seconds)
             try:
                 await self.declare()
                 wait_seconds = self._every_seconds

@@ -281,9 +281,9 @@ class PackedRecording:
         """The handle of a call that an earlier try has dealt with; else the number of the attempt to make."""
         index, name = key
         if (wait := memo.waits.get(key)) is not None:
-            if wait.due_at <= time.time() + MAX_WAIT_SECONDS:
+            if wait.due_at <= MAX_WAIT_SECONDS:
                 return None, wait.attempt
-            self._attempts.waits[key] = wait
+            self._attempts.waits[key] = memos.Wait(wait.attempt, time.time() + wait.due_at, wait.failure)
             value: Any = Absent(State.RETRYING)
         elif (failure := memo.failures.get(key)) is not None:
             value = Absent(State.FAILED, failure)

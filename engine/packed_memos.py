@@ -38,6 +38,7 @@ class Memo(msgspec.Struct, frozen=True):
     #: Pickled one by one, so that one which cannot be read spoils no other.
     values: dict[Key, bytes]
     failures: dict[Key, Failure]
+    #: Their ``due_at`` counts from when the run comes again, which is when the first is due: another worker's clock may differ.
     waits: dict[Key, Wait]
     #: What is told of all that is not to be done again.
     tasks: list[TaskOutcome]
@@ -50,7 +51,8 @@ def write(
 
     Without failures it is for another attempt of the whole flow, in which what failed is tried again.
     """
-    memo = Memo({}, {}, waits, [])
+    first_at = min((wait.due_at for wait in waits.values()), default=0.0)
+    memo = Memo({}, {}, {key: msgspec.structs.replace(wait, due_at=wait.due_at - first_at) for key, wait in waits.items()}, [])
     room = MAX_BYTES
     for handle in handles:
         value, key = handle._value, (handle.index, handle.task)

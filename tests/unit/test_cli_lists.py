@@ -68,7 +68,7 @@ def watching(monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], None]) -> Non
             raise KeyboardInterrupt
         left.pop(0)()
 
-    monkeypatch.setattr("engine.cli_watch.asyncio.sleep", sleep)
+    monkeypatch.setattr("engine.cli_watch.sleep", sleep)
 
 
 def nothing() -> None:

@@ -76,7 +76,7 @@ async def test_it_is_written_again_long_before_the_topic_forgets_it(monkeypatch:
         if len(slept) == 4:
             await rest.wait()
 
-    monkeypatch.setattr("engine.declarer.asyncio.sleep", sleep)
+    monkeypatch.setattr("engine.declarer.sleep", sleep)
     sink = Narrow(100_000)
     sink.fails = 1
     settings = Settings(app="shop", state_retention_seconds=3_600.0, dedup_window_seconds=60.0)

@@ -14,7 +14,6 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from engine import packed_calls
 from engine.flows import Flow
 from engine.handles import recorder
 from engine.log_catcher import catcher
@@ -173,21 +172,14 @@ class TestRetries:
         assert outcome.error.message == "attempt 3 of soon"
 
     @pytest.mark.parametrize("flow", [packed.suspended, packed.suspended_async])
-    def test_a_long_wait_sends_the_run_back_with_what_it_has_finished(
-        self, flow: Flow[..., Any], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_long_wait_sends_the_run_back_with_what_it_has_finished(self, flow: Flow[..., Any]) -> None:
         first = run(flow, failures=2)
         assert first.state is State.RETRYING
         assert 59 < first.wait_seconds <= 60
         assert first.error is not None
         assert first.error.message == "attempt 1 of patient"
         assert ("patient", "RETRYING", 1) in tasks_of(first)
-        early = again(flow, first, failures=2)
-        assert early.state is State.RETRYING
-        assert early.error is not None
-        assert packed.done["patient"] == 1  # not due yet
-        monkeypatch.setattr(packed_calls, "MAX_WAIT_SECONDS", 61.0)  # as if the time had come
-        second = again(flow, early, failures=2)
+        second = again(flow, first, failures=2)
         assert second.state is State.RETRYING
         third = again(flow, second, failures=2)
         assert value(third)[:2] == ["before", 3]
@@ -196,17 +188,32 @@ class TestRetries:
         # Nothing that had finished was done again: before, and where the flow has them after and what takes the result.
         assert packed.done["same"] == (3 if flow is packed.suspended else 1)
 
-    def test_what_does_not_pickle_is_done_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_of_two_that_wait_each_is_tried_again_in_its_time(self) -> None:
+        first = run(packed.suspended_twice, failures=1)
+        assert 59 < first.wait_seconds <= 60
+        second = again(packed.suspended_twice, first, failures=1)
+        assert second.state is State.RETRYING
+        assert 29 < second.wait_seconds < 31
+        assert (packed.done["patient"], packed.done["more_patient"]) == (2, 1)
+        assert value(again(packed.suspended_twice, second, failures=1)) == [2, 2]
+
+    def test_the_clock_of_the_worker_that_tries_again_may_be_another_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = time.time()
+        with monkeypatch.context() as ahead:
+            ahead.setattr("time.time", lambda: now + 10_800.0)
+            first = run(packed.suspended, failures=1)
+        assert first.ended_at > now + 10_000
+        assert value(again(packed.suspended, first, failures=1))[:2] == ["before", 2]
+
+    def test_what_does_not_pickle_is_done_again(self) -> None:
         first = run(packed.suspended_unpicklable, failures=1)
         assert first.state is State.RETRYING
-        monkeypatch.setattr(packed_calls, "MAX_WAIT_SECONDS", 61.0)
         assert value(again(packed.suspended_unpicklable, first, failures=1)) == 2
         assert packed.done["makes_function"] == 2
 
-    def test_a_failure_is_remembered_while_another_task_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_failure_is_remembered_while_another_task_waits(self) -> None:
         first = run(packed.suspended_beside_failure, failures=1)
         assert first.state is State.RETRYING
-        monkeypatch.setattr(packed_calls, "MAX_WAIT_SECONDS", 61.0)
         second = again(packed.suspended_beside_failure, first, failures=1)
         assert second.error is not None
         assert second.error.message == "1 is odd"
@@ -234,12 +241,9 @@ class TestSpawning:
         assert outcome.error.message == "bad value"
         assert tasks_of(outcome) == [("raises", "FAILED", 1), ("parent_of_failing", "COMPLETED", 1), ("same", "CANCELLED", 0)]
 
-    def test_a_child_that_waits_is_gone_on_with_and_its_siblings_are_not_run_again(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_child_that_waits_is_gone_on_with_and_its_siblings_are_not_run_again(self) -> None:
         first = run(packed.child_waits, failures=1)
         assert first.state is State.RETRYING
-        monkeypatch.setattr(packed_calls, "MAX_WAIT_SECONDS", 61.0)
         second = again(packed.child_waits, first, failures=1)
         assert value(second) == ["child", 2]
         assert packed.done["same"] == 2

@@ -87,6 +87,11 @@ def patient(failures: int) -> int:
     return _flaky("patient", failures)
 
 
+@task(retry=Retry(3, wait=fixed(90.0)))
+def more_patient(failures: int) -> int:
+    return _flaky("more_patient", failures)
+
+
 @task(retry=Retry(3, wait=fixed(0.001)))
 async def soon_async(failures: int) -> int:
     return _flaky("soon_async", failures)
@@ -265,6 +270,11 @@ def suspended(failures: int) -> Any:
     waited = patient(failures)
     after = same("after")
     return [before, same(waited), after]
+
+
+@flow(on("x"), pack=True)
+def suspended_twice(failures: int) -> Any:
+    return [patient(failures), more_patient(failures)]
 
 
 @flow(on("x"), pack=True)
