@@ -186,8 +186,11 @@ async def _stop(producer: Any, patience_seconds: float) -> None:
         producer._sender.sender_task.remove_done_callback(producer._sender._fail_all)
         producer._sender.sender_task.add_done_callback(_retrieved)
         held = producer._message_accumulator
+        queued = [batch for batches in held._batches.values() for batch in batches]
+        # One that is about to be tried again is looked for, when it fails, among those under way, where it is no longer.
+        held._pending_batches.update(batch for batch in queued if batch.retry_count)
         held.fail_all(KafkaError("given up"))
-        for batch in [*held._pending_batches, *(batch for batches in held._batches.values() for batch in batches)]:
+        for batch in {*held._pending_batches, *queued}:
             batch._drain_waiter.add_done_callback(_retrieved)
     try:
         await stopping
