@@ -27,7 +27,8 @@ from engine.run_finder import Histories, RunFinder
 from engine.settings import Settings
 from engine.starts import parameters_of, start
 from engine.states import State, StateChange, utc
-from engine.telemetry import Tracer, child_of, is_sampled
+from engine.telemetry import Tracer
+from engine.trace_contexts import child_of, is_sampled
 from engine.translator import write_scheduled
 
 #: The source of what stands for the event of a run that was started by hand.

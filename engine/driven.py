@@ -9,7 +9,7 @@ from engine.executor import Call, Submission
 from engine.ledger import Ledger
 from engine.progress import Progress
 from engine.states import Envelope, StateChange
-from engine.telemetry import attempt_context, is_sampled
+from engine.trace_contexts import attempt_context, is_sampled
 
 
 class Driven:

@@ -29,7 +29,8 @@ from engine.runs import FlowRun
 from engine.settings import Settings
 from engine.states import Failure, StateChange
 from engine.steps import Step
-from engine.telemetry import Tracer, run_context
+from engine.telemetry import Tracer
+from engine.trace_contexts import run_context
 from engine.waitlist import Waitlist
 from engine.wiring import Start, Wirer
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import msgspec
 
 from engine.run_logs import MAX_RECORD_BYTES, MAX_RECORD_LINES, Line, LogBatch, LogMail, encode_batch, line_of
-from engine.telemetry import trace_id_of
+from engine.trace_contexts import trace_id_of
 
 #: What one attempt may log.
 MAX_LINES, MAX_BYTES = 10_000, 1_048_576

@@ -13,8 +13,8 @@ from typing import Any, TextIO
 import structlog
 
 from engine.states import StateChange
-from engine.telemetry import trace_id_of
 from engine.terminal import printable, printable_lines
+from engine.trace_contexts import trace_id_of
 
 #: Handed out before logging is set up, too: it looks up the configuration at its first line.
 logger: Any = structlog.get_logger("engine")

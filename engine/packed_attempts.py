@@ -28,7 +28,8 @@ from engine.parcels import PackedRun, TaskOutcome
 from engine.retries import judge, next_wait_seconds
 from engine.states import Failure, State
 from engine.tasks import Task
-from engine.telemetry import Tracer, is_sampled
+from engine.telemetry import Tracer
+from engine.trace_contexts import is_sampled
 
 #: A retry that comes so soon is waited for on the worker; a way to the engine and back takes longer.
 MAX_WAIT_SECONDS = 0.005

@@ -25,7 +25,8 @@ from engine.retries import judge_named, next_wait_seconds
 from engine.runs import FlowRun
 from engine.settings import Settings
 from engine.states import ABSENT, Envelope, Failure, State, StateChange, later, utc
-from engine.telemetry import Tracer, run_context
+from engine.telemetry import Tracer
+from engine.trace_contexts import run_context
 
 _EMPTY = msgspec.Raw(b"[]")
 

@@ -27,7 +27,8 @@ from engine.parcels import Outcome, PackedRun, Parcel, encode_tasks
 from engine.running import check_pickles
 from engine.states import Failure, State, encode
 from engine.tasks import resolve
-from engine.telemetry import Tracer, trace_id_of
+from engine.telemetry import Tracer
+from engine.trace_contexts import trace_id_of
 
 #: Outcomes wait for others at most so long, and for the end of the run that is under way.
 _TELL_SECONDS = 0.02

@@ -33,6 +33,7 @@ from engine.log_rows import LogsRow, row_of
 from engine.run_logs import LogBatch, read_batch
 from engine.states import ABSENT, Epochs, Failure, Origin, Ownership, State, StateChange, read, type_of
 from engine.task_rows import ENDS, TEXTS, apply_entries, apply_task, name_of
+from engine.trace_contexts import trace_id_of
 
 _TEXT = 1_000
 #: The largest number of a row.
@@ -227,6 +228,8 @@ class Book:
             _schedule(run, change, at)
         elif change.state is State.RUNNING:
             run.started_at = at if run.started_at is None else run.started_at
+            if trace_id_of(change.traceparent) != trace_id_of(run.traceparent):
+                run.traceparent = change.traceparent  # a producer's repeat lies on the topic, too, and was begun first
         elif change.state in ENDS:
             run.ended_at = at
             if change.state is State.COMPLETED:

@@ -22,7 +22,8 @@ from engine.metrics import Counts
 from engine.oversize import smaller
 from engine.runs import FlowRun
 from engine.states import Envelope, StateChange
-from engine.telemetry import Tracer, child_of
+from engine.telemetry import Tracer
+from engine.trace_contexts import child_of
 from engine.untold import Untold
 
 _MAX_BACKOFF_SECONDS = 5.0

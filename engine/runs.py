@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from engine.states import ABSENT, Failure, Origin, Reuse, State, StateChange, follow, utc
+from engine.trace_contexts import run_context, start_context, trace_id_of
 
 
 def digest(*parts: str) -> str:
@@ -145,10 +146,18 @@ class FlowRun:
                 self.running_at = change.at.timestamp()
                 self.began_at = self.began_at or self.running_at
                 self.called.clear()
+                self._stay_in_trace(change)
         else:
             self._apply_task(change.task_run_id, change)
         self.seq = change.seq
         return True
+
+    def _stay_in_trace(self, running: StateChange) -> None:
+        """The trace of a run is the one in which it has begun, whichever of its producer's repeats was read first."""
+        told = running.traceparent
+        if told is not None and trace_id_of(told) != trace_id_of(self.traceparent):
+            # What scheduled it there is not known here: below the span that says the run has begun, which is.
+            self.traceparent = start_context(run_context(told, self.run_id), self.run_id, running.attempt)
 
     def _apply_task(self, task_run_id: str, change: StateChange) -> None:
         task = self.tasks.get(task_run_id)

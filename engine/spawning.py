@@ -20,7 +20,7 @@ from engine.handles import Handle, MapHandle, Unmapped, recorder
 from engine.runs import task_run_id_of
 from engine.states import State
 from engine.tasks import Task
-from engine.telemetry import attempt_context
+from engine.trace_contexts import attempt_context
 
 
 class Nursery(Protocol):

@@ -7,7 +7,6 @@ Names: OpenTelemetry semantic conventions 1.40, messaging (still "Development") 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +21,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 from engine.events import Position
 from engine.runs import FlowRun
 from engine.states import Failure, State, StateChange
+from engine.trace_contexts import attempt_context, child_of, is_sampled, start_context, trace_id_of
 
 # Messaging conventions.
 _SYSTEM = "messaging.system"
@@ -48,38 +48,6 @@ _SEQ = "engine.seq"
 _SCOPE = InstrumentationScope("engine")
 #: Spans that may wait for their export, about a kilobyte each.
 _QUEUE_SPANS = 16_384
-_SAMPLED = frozenset("13579bdf")
-
-
-def is_sampled(traceparent: str | None) -> bool:
-    """Whether somebody records the trace."""
-    return bool(traceparent) and traceparent[-1:] in _SAMPLED  # type: ignore[index]
-
-
-def trace_id_of(traceparent: str | None) -> str:
-    """The trace id, 32 hex digits; empty where there is no trace."""
-    return traceparent[3:35] if traceparent else ""
-
-
-def child_of(traceparent: str, *identity: object) -> str:
-    """The context of the span that ``identity`` names inside the trace of ``traceparent``.
-
-    A trace that is not sampled is passed on unchanged, as W3C has it for those who record nothing.
-    """
-    if not is_sampled(traceparent):
-        return traceparent
-    digest = hashlib.blake2b("/".join(map(str, identity)).encode(), digest_size=8)
-    return f"{traceparent[:36]}{digest.hexdigest()}{traceparent[52:]}"
-
-
-def run_context(scheduled_traceparent: str, run_id: str) -> str:
-    """The context of a flow run's span: child of the ``send`` that scheduled it."""
-    return child_of(scheduled_traceparent, run_id, "run")
-
-
-def attempt_context(run_traceparent: str, task_run_id: str, attempt: int) -> str:
-    """The context of one attempt's span: child of the run's."""
-    return child_of(run_traceparent, task_run_id, attempt)
 
 
 class Tracer:
@@ -182,7 +150,7 @@ class Tracer:
             _ATTEMPT: change.attempt,
         }
         if change.state is State.RUNNING:
-            mark = child_of(context, change.run_id, "start", change.attempt)
+            mark = start_context(context, change.run_id, change.attempt)
             queued_at = min(run.scheduled_at, at) if change.attempt == 1 else at
             self._end(f"start {name}", SpanKind.INTERNAL, mark, parent, queued_at, at, attributes, None)
         elif change.state.is_end:

@@ -15,7 +15,8 @@ from engine.logs import logger
 from engine.runs import repeat_id_of, run_id_of
 from engine.settings import Settings
 from engine.states import Envelope, Origin, Replayed, State, StateChange, utc
-from engine.telemetry import Tracer, child_of
+from engine.telemetry import Tracer
+from engine.trace_contexts import child_of
 from engine.triggers import Match, Refusal, Triggers
 
 

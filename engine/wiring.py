@@ -27,7 +27,7 @@ from engine.planning import Advance, Feed, Limits, Outcome
 from engine.recording import Recording
 from engine.runs import FlowRun
 from engine.states import Failure, State
-from engine.telemetry import run_context
+from engine.trace_contexts import run_context
 
 #: So much is said of where a task failed that nobody awaited.
 _LOST_LINES = 12

@@ -33,6 +33,17 @@ def test_a_run_has_its_event_its_result_and_its_times(places: Places) -> None:
     assert run.traceparent is not None
 
 
+def test_a_run_is_shown_in_the_trace_in_which_it_has_begun(places: Places) -> None:
+    """Its event was sent twice, each time in a trace of its own, and the later one was begun first."""
+    topics = Topics()
+    topics.change("run", State.SCHEDULED, 0)
+    begun_in = f"00-{'2' * 32}-{'b' * 16}-01"
+    topics.change("run", State.RUNNING, 1, traceparent=begun_in)
+    run = places.history(topics).run("run")
+    assert run is not None
+    assert run.traceparent == begun_in
+
+
 def test_attempts_say_how_long_each_was_queued_and_on_which_worker_it_ran(places: Places) -> None:
     topics = Topics()
     changes = a_run(topics, "run", fails=True)

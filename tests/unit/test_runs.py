@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from engine.errors import IllegalTransition
 from engine.runs import FlowRun, logical, run_id_of, task_run_id_of
 from engine.states import Failure, State, StateChange
+from engine.trace_contexts import child_of, run_context, start_context
 
 RUN_ID = "0" * 32
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -78,6 +79,27 @@ def test_a_change_read_twice_is_taken_in_once() -> None:
     assert not run.apply(running)
     assert not run.apply(change(State.SCHEDULED, 0))
     assert (run.state, run.attempt, run.seq) == (State.RUNNING, 1, 1)
+
+
+SCHEDULED_IN = f"00-{'1' * 32}-{'a' * 16}-01"
+BEGUN_IN = f"00-{'2' * 32}-{'b' * 16}-01"
+
+
+def test_a_run_stays_in_the_trace_in_which_it_has_begun_whichever_repeat_was_read_first() -> None:
+    run = FlowRun(change(State.SCHEDULED, 0, traceparent=SCHEDULED_IN), 5)
+
+    run.apply(change(State.RUNNING, 1, attempt=1, traceparent=BEGUN_IN))
+    run.apply(change(State.RETRYING, 2, attempt=1, traceparent=BEGUN_IN))
+    stayed = run.traceparent
+    run.apply(change(State.RUNNING, 3, attempt=2, traceparent=BEGUN_IN))
+
+    assert stayed == run.traceparent == start_context(run_context(BEGUN_IN, RUN_ID), RUN_ID, 1)
+
+
+def test_a_run_that_has_begun_in_its_own_trace_stays_below_what_scheduled_it() -> None:
+    run = FlowRun(change(State.SCHEDULED, 0, traceparent=SCHEDULED_IN), 5)
+    run.apply(change(State.RUNNING, 1, attempt=1, traceparent=child_of(SCHEDULED_IN, "send")))
+    assert run.traceparent == SCHEDULED_IN
 
 
 def test_a_change_that_is_no_row_of_the_table_is_refused_and_changes_nothing() -> None:

@@ -15,7 +15,7 @@ from engine.executor import Call, Report, key_of, values_at
 from engine.handles import Handle, MapHandle, recorder, unmapped
 from engine.spawning import ChildFailed, Spawner, lose, refuse, resolved, walk
 from engine.states import Failure, State
-from engine.telemetry import attempt_context
+from engine.trace_contexts import attempt_context
 from tests.unit.recorded import BAD, RUN_ID, Gone
 from tests.unit.samples import orders
 from tests.unit.samples.orders import add, double, later, listing, total
