@@ -14,6 +14,7 @@ from distributed import Scheduler
 from distributed.scheduler import TaskState
 
 from engine.dask_graph import HOLDER, DaskGraph
+from engine.dask_parcels import HeldParcels
 from engine.executor import Call, Report, decode_call
 from engine.hangs import Suspect, hung
 from engine.states import Failure, State
@@ -63,9 +64,10 @@ def crashed(call: Call, task: TaskState, details: Mapping[str, Any]) -> Report:
 class Deaths:
     """Acts on the tasks of a worker that is gone."""
 
-    def __init__(self, scheduler: Scheduler, graph: DaskGraph) -> None:
+    def __init__(self, scheduler: Scheduler, graph: DaskGraph, parcels: HeldParcels) -> None:
         self._scheduler = scheduler
         self._graph = graph
+        self._parcels = parcels
         #: Lost results that nobody needs: not wanted while Dask looks which it has to make again.
         self._spared: list[TaskState] = []
         #: Since when, by the clock that only goes on, each task is with a worker.
@@ -86,16 +88,19 @@ class Deaths:
         if death.worker in self._scheduler.workers:
             return []  # whoever wrote that into the log of events
         self._spare(death, known_of)
+        if death.is_expected:
+            self._parcels.move(death.processing)
         hung = [] if death.is_expected else self._end_hung(death, known_of)
         return self._run_again(death, hung, known_of)
 
     def _end_hung(self, death: Death, known_of: Callable[[str], Report | None]) -> list[str]:
-        """Of the attempts that the process was ended for another worker only says so: their time was over.
+        """Of the attempts that the process was ended for another worker only says so, packed or not: their time was over.
 
         It is left to a worker because it depends on the task's policy, which it has and the scheduler has not, what comes next.
         """
         suspects: dict[str, tuple[Suspect, Call]] = {}
         now, clock = time.time(), time.monotonic()
+        packed = self._parcels.suspects(death.processing, death.worker)
         places = taken = 0
         for key in death.processing:
             task = self._scheduler.tasks.get(key)
@@ -110,8 +115,11 @@ class Deaths:
                 begun = now - known.started_at if known is not None and has_begun else None
                 given = clock - self._given_at.get(key, clock)
                 suspects[key] = Suspect(key, call.timeout_seconds, given, begun), call
-        found = hung([suspect for suspect, _ in suspects.values()], is_full=0 < places <= taken)
-        for key in found:
+        found = hung([*(suspect for suspect, _ in suspects.values()), *packed.values()], is_full=0 < places <= taken)
+        if found:
+            self._parcels.go_on(death.processing, found)
+        ours = [key for key in found if key in suspects]
+        for key in ours:
             suspect, call = suspects[key]
             seconds = suspect.given_seconds if suspect.begun_seconds is None else suspect.begun_seconds
             self._graph.replace(self._scheduler.tasks[key], msgspec.structs.replace(call, hung=(now - seconds, death.worker)))
@@ -119,7 +127,7 @@ class Deaths:
         for key in death.processing if found else ():
             if (task := self._scheduler.tasks.get(key)) is not None and task.suspicious:
                 task.suspicious -= 1
-        return found
+        return ours
 
     def _run_again(self, death: Death, hung: Sequence[str], known_of: Callable[[str], Report | None]) -> list[Report]:
         """Reports of the tasks that had begun there: they run again by themselves, and that is their next attempt."""

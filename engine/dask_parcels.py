@@ -5,7 +5,9 @@ Runs inside the scheduler, in its event loop. A run that is under way or has end
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,7 +17,18 @@ from distributed import Scheduler
 from engine.dask_graph import DaskGraph
 from engine.dask_names import Names
 from engine.executor import key_of
-from engine.parcels import Outcome, Parcel, decode_parcel, encode_outcomes, encode_parcel
+from engine.hangs import Suspect
+from engine.parcels import (
+    Hung,
+    Outcome,
+    Parcel,
+    Timed,
+    decode_hung,
+    decode_parcel,
+    decode_timed,
+    encode_outcomes,
+    encode_parcel,
+)
 from engine.reporter import run_packed, take_kept
 
 
@@ -43,6 +56,18 @@ class _Packed:
         return self.outcome is not None and self.outcome.kept is not None and self.outcome.stored is None
 
 
+class _At(msgspec.Struct, frozen=True):
+    """Where a parcel is."""
+
+    worker: str
+    number: int
+    #: Attempts with a deadline that are under way, and since when by the clock that only goes on.
+    since: dict[Timed, float]
+
+
+_NOWHERE = _At("", 0, {})
+
+
 class HeldParcels:
     """The packed runs of all apps."""
 
@@ -58,9 +83,14 @@ class HeldParcels:
         self._graph = graph
         self._names = names
         self._tell = tell
+        scheduler.handlers["engine_note"] = self.note
         self._runs: dict[str, _Packed] = {}
         #: Runs of each parcel under way.
         self._parcels: dict[str, tuple[str, ...]] = {}
+        #: Where parcels are, as far as that was noted.
+        self._at: dict[str, _At] = {}
+        #: Parcels whose end is not to be laid to what is left of them, and attempts that hung.
+        self._again: dict[str, list[Hung]] = {}
 
     def __contains__(self, key: str) -> bool:
         return key in self._parcels
@@ -92,11 +122,14 @@ class HeldParcels:
         if len(fresh) < len(decoded.runs):
             decoded = msgspec.structs.replace(decoded, runs=tuple(fresh))
             parcel = encode_parcel(decoded)
-        key = key_of_parcel(decoded)
-        for run in fresh:
+        self._begin(decoded, parcel)
+
+    def _begin(self, parcel: Parcel, encoded: bytes) -> None:
+        key = key_of_parcel(parcel)
+        for run in parcel.runs:
             self._runs[run.run_id].key = self._runs[run.run_id].home = key
-        self._parcels[key] = tuple(run.run_id for run in fresh)
-        self._graph.create_task(key, Task(key, run_packed, key, parcel), decoded.flow)
+        self._parcels[key] = tuple(run.run_id for run in parcel.runs)
+        self._graph.create_task(key, Task(key, run_packed, key, encoded), parcel.flow)
         # Dask would run it again as it is; at the first death of its worker it is ours to say what of it is.
         self._scheduler.tasks[key].suspicious = self._scheduler.allowed_failures
 
@@ -111,10 +144,63 @@ class HeldParcels:
         for slot, own in by_slot.items():
             self._tell(slot, {"outcomes": encode_outcomes(own)})
 
+    async def note(self, worker: str, key: str, timed: bytes, number: int) -> None:
+        """Where a parcel is; its worker may wait for the answer. One that another has overtaken does not count."""
+        known = self._at.get(key)
+        if known is None or known.worker != worker:
+            known = _At(worker, 0, {})
+        if key in self._parcels and number > known.number:
+            now = time.monotonic()
+            self._at[key] = _At(worker, number, {one: known.since.get(one, now) for one in decode_timed(timed)})
+
+    def hear_stuck(self, worker: str, key: str, hung: bytes, at: float) -> None:
+        """Code of a run cannot be stopped: its worker, by whose clock it is ``at``, gives the parcel up next, and ends."""
+        if key in self._parcels:
+            behind = time.time() - at
+            stuck = [msgspec.structs.replace(one, started_at=one.started_at + behind) for one in decode_hung(hung)]
+            self._again.setdefault(key, []).extend(stuck)
+
+    def suspects(self, keys: Iterable[str], worker: str) -> dict[str, Suspect]:
+        """The attempts of these parcels that were under way when their worker died, by a name for each."""
+        now = time.monotonic()
+        found: dict[str, Suspect] = {}
+        for key in keys:
+            at = self._at.get(key, _NOWHERE)
+            for timed, since in at.since.items() if at.worker == worker else ():
+                name = _name_of(key, timed)
+                found[name] = Suspect(name, timed.timeout_seconds, now - since, now - since)
+        return found
+
+    def go_on(self, keys: Iterable[str], found: Collection[str]) -> None:
+        """These died with their worker, of which it is known that it was ended for the attempts ``found``, here or elsewhere.
+
+        Dask gives them up, which is heard of next; what is left of them runs again, and nobody counts that.
+        """
+        now = time.monotonic()
+        for key in keys:
+            if key in self._parcels:
+                since_of = self._at.get(key, _NOWHERE).since
+                hung = [(timed, now - since) for timed, since in since_of.items() if _name_of(key, timed) in found]
+                again = [Hung(timed, time.time() - seconds, "ended") for timed, seconds in hung]
+                self._again.setdefault(key, []).extend(again)
+
+    def move(self, keys: Iterable[str]) -> None:
+        """The worker of these leaves, and Dask gives them to another one: without the runs that have ended."""
+        for key in keys:
+            task, runs = self._graph.get(key), self._parcels.get(key, ())
+            left = {run_id for run_id in runs if (known := self._runs.get(run_id)) and (known.key == key or known.stays)}
+            if task is None or task.state != "processing" or len(left) == len(runs):
+                continue
+            parcel = decode_parcel(task.run_spec.args[1])
+            parcel = msgspec.structs.replace(parcel, runs=tuple(run for run in parcel.runs if run.run_id in left))
+            task.run_spec = Task(key, run_packed, key, encode_parcel(parcel))
+
     def ended(self, key: str, reason: str, has_values: bool) -> None:
         """A parcel is over; the runs of it that have no outcome died with their worker, or could not begin."""
-        died: dict[tuple[str, int], list[str]] = {}
+        left: list[str] = []
         runs = self._parcels.pop(key, ())
+        hung = self._again.pop(key, None)
+        self._at.pop(key, None)
         if has_values:
             self._share(key, runs)
         for run_id in runs:
@@ -123,10 +209,28 @@ class HeldParcels:
                 self._forget(run_id, known, known.keep_seconds)
             elif known is not None and known.key == key:
                 known.key = ""
-                died.setdefault(known.slot, []).append(run_id)
-        for slot, run_ids in died.items():
-            self._tell(slot, {"died": run_ids, "reason": reason})
+                left.append(run_id)
+        task = self._graph.get(key)
+        if hung is not None and task is not None and left:
+            self._begin_again(decode_parcel(task.run_spec.args[1]), left, hung)
+        else:
+            self._tell_died(left, reason)
         self._graph.release([key])
+
+    def _begin_again(self, parcel: Parcel, left: Collection[str], hung: Iterable[Hung]) -> None:
+        runs = tuple(run for run in parcel.runs if run.run_id in left)
+        hung = tuple(one for one in (*parcel.hung, *hung) if one.attempt.run_id in left)
+        # Under a new id: of the old one Dask knows that it failed.
+        new_id = os.urandom(16).hex()
+        parcel = msgspec.structs.replace(parcel, parcel_id=new_id, runs=runs, is_suspect=True, hung=hung)
+        self._begin(parcel, encode_parcel(parcel))
+
+    def _tell_died(self, run_ids: Iterable[str], reason: str) -> None:
+        died: dict[tuple[str, int], list[str]] = {}
+        for run_id in run_ids:
+            died.setdefault(self._runs[run_id].slot, []).append(run_id)
+        for slot, own in died.items():
+            self._tell(slot, {"died": own, "reason": reason})
 
     def release(self, run_ids: Sequence[str], keep_seconds: float, slots: Collection[tuple[str, int]]) -> None:
         """The ends of these runs are on the state topic: results that did not travel go after ``keep_seconds``.
@@ -178,6 +282,10 @@ class HeldParcels:
 def key_of_parcel(parcel: Parcel) -> str:
     """The key of a parcel on the cluster. Beginning with the flow's name it shares a group on Dask's scheduler."""
     return f"{parcel.flow}-{parcel.parcel_id}-0"
+
+
+def _name_of(key: str, timed: Timed) -> str:
+    return f"{key}/{timed.run_id}/{timed.index}"
 
 
 def _kept_key(run_id: str) -> str:

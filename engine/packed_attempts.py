@@ -6,25 +6,24 @@ They are counted, timed and retried as in the unpacked lane; a wait that is long
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections.abc import Callable
 from contextvars import Context, ContextVar
-from types import FrameType
 from typing import Any
 
 import msgspec
 
 from engine.attempts import current
-from engine.deadlines import TimeIsOver, run_within
+from engine.deadlines import TimeIsOver
 from engine.errors import TaskTimeout
 from engine.failures import failure_of
 from engine.handles import recorder
 from engine.log_outbox import Outbox, Quota, RunLog, Voice
 from engine.logs import context_variables
+from engine.packed_deadlines import Watch
 from engine.packed_handles import Absent, Suspended
 from engine.packed_memos import Key, Wait
-from engine.parcels import PackedRun, TaskOutcome
+from engine.parcels import PackedRun, TaskOutcome, Timed
 from engine.retries import judge, next_wait_seconds
 from engine.states import Failure, State
 from engine.tasks import Task
@@ -35,10 +34,6 @@ from engine.trace_contexts import is_sampled
 MAX_WAIT_SECONDS = 0.005
 
 _TASK: ContextVar[Any] = context_variables()["task"]
-
-
-#: Told, from another thread, that code of a run cannot be stopped.
-OnStuck = Callable[[PackedRun, TaskTimeout], None]
 
 
 class PackedCall(msgspec.Struct, frozen=True, gc=False):
@@ -106,7 +101,7 @@ class PackedSpeaker:
 class Attempts:
     """All attempts of one try of a run, and what they came to."""
 
-    __slots__ = ("_context", "_flow", "_on_stuck", "_run", "_tracer", "_worker", "failures", "spawner_of", "tasks", "waits")
+    __slots__ = ("_context", "_flow", "_run", "_tracer", "_watch", "_worker", "failures", "spawner_of", "tasks", "waits")
 
     def __init__(
         self,
@@ -116,9 +111,9 @@ class Attempts:
         spawner_of: Callable[[str], Any] | None,
         tracer: Tracer | None,
         worker: str,
-        on_stuck: OnStuck | None,
+        watch: Watch,
     ) -> None:
-        self._on_stuck = on_stuck
+        self._watch = watch
         self._flow = flow
         self._run = run
         self._context = context
@@ -145,8 +140,9 @@ class Attempts:
                 if seconds is None:
                     value = context.run(function, *args, **kwargs)
                 else:
-                    stuck = functools.partial(self._stuck, name, seconds)
-                    value = run_within(seconds, stuck, context.run, (function, *args), kwargs)
+                    value = self._watch.run(
+                        Timed(self._run.run_id, index, name, attempt, seconds), context, function, args, kwargs
+                    )
             except Suspended:  # it waits for a child that waits: it is run again with it
                 return Absent(State.RETRYING)
             except BaseException as error:  # SystemExit too: the task has failed, nothing else has
@@ -165,19 +161,22 @@ class Attempts:
         """The same for an ``async def`` task, in the context of the asyncio task that this runs in."""
         _TASK.set(task.name)
         recorder.set(None if self.spawner_of is None else self.spawner_of(index))
+        seconds = task.timeout_seconds
         while True:
             started_at = time.time()
             current.set((self._called(task, index, attempt), started_at))
             try:
-                async with asyncio.timeout(task.timeout_seconds) as deadline:
+                if seconds is None:
                     value = await task.function(*args, **kwargs)
+                else:
+                    timed = Timed(self._run.run_id, index, task.name, attempt, seconds)
+                    value = await self._watch.run_async(timed, task.function, args, kwargs)
             except asyncio.CancelledError:
                 raise  # the run is over
             except Suspended:  # as above
                 return Absent(State.RETRYING)
             except BaseException as error:  # as above
-                is_over = isinstance(error, TimeoutError) and deadline.expired()
-                failed = self._failed(task, index, attempt, started_at, TimeIsOver() if is_over else error)
+                failed = self._failed(task, index, attempt, started_at, error)
                 if failed.__class__ is Absent:
                     return failed
                 await asyncio.sleep(failed)
@@ -200,10 +199,6 @@ class Attempts:
     def _called(self, task: Task[Any, Any], index: str, attempt: int) -> PackedCall:
         return PackedCall(self._flow, self._run.run_id, task.name, index, attempt, task.timeout_seconds)
 
-    def _stuck(self, name: str, seconds: float, frame: FrameType | None) -> None:
-        if self._on_stuck is not None:
-            self._on_stuck(self._run, TaskTimeout(name, seconds, "restarted"))
-
     def _completed(self, name: str, index: str, attempt: int, started_at: float) -> None:
         ended_at = time.time()
         self.tasks.append(TaskOutcome(name, index, State.COMPLETED, attempt, started_at, ended_at))
@@ -213,9 +208,14 @@ class Attempts:
     def _failed(self, task: Task[Any, Any], index: str, attempt: int, started_at: float, error: BaseException) -> Any:
         """An attempt has failed: how long to wait for the next one here, or what stands for the value that is not there."""
         ended_at = time.time()
-        if isinstance(error, TimeIsOver):
+        hung = self._watch.hung.get((index, task.name, attempt))
+        if hung is not None:  # it was another process that it was made in
+            started_at, error = hung.started_at, TaskTimeout(task.name, hung.attempt.timeout_seconds, hung.how)
+        elif isinstance(error, TimeIsOver):
             error = TaskTimeout(task.name, task.timeout_seconds or 0.0)
         failure = failure_in_user_code(error)
+        if hung is not None:
+            failure = Failure(failure.type, failure.message, hung.stack + failure.traceback)
         if self._tracer is not None:
             self._tell_span(task.name, index, attempt, started_at, ended_at, failure)
         verdict = judge(task.retry, error)
@@ -262,7 +262,10 @@ def failure_in_user_code(error: BaseException) -> Failure:
 
 
 _OUR_MODULES = frozenset(
-    {__name__, "engine.packing", "engine.packed_calls", "engine.packed_loops", "asyncio.tasks", "asyncio.futures"}
+    {
+        *(__name__, "engine.packing", "engine.packed_calls", "engine.packed_deadlines", "engine.packed_loops"),
+        *("engine.deadlines", "asyncio.tasks", "asyncio.futures"),
+    }
 )
 
 

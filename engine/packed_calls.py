@@ -17,7 +17,8 @@ from typing import Any
 from engine import packed_memos as memos
 from engine.errors import WiringError
 from engine.handles import Recorder, Unmapped, recorder
-from engine.packed_attempts import MAX_WAIT_SECONDS, Attempts, OnStuck, failure_in_user_code
+from engine.packed_attempts import MAX_WAIT_SECONDS, Attempts, failure_in_user_code
+from engine.packed_deadlines import Watch
 from engine.packed_handles import Absent, PackedHandle, PackedMap, PackedRows, Unavailable, filled, filled_all
 from engine.packed_loops import Running, filled_later, is_on_loop
 from engine.parcels import Outcome, PackedRun, TaskOutcome, encode_tasks
@@ -32,15 +33,13 @@ class PackedRecording:
     __slots__ = ("_attempts", "_calls", "_chance", "_context", "_handles", "_memo", "_run", "_running")
     takes_calls = True
 
-    def __init__(
-        self, flow: str, run: PackedRun, context: Context, tracer: Tracer | None, worker: str, on_stuck: OnStuck | None = None
-    ) -> None:
+    def __init__(self, flow: str, run: PackedRun, context: Context, tracer: Tracer | None, worker: str, watch: Watch) -> None:
         self._run = run
         self._context = context
         self._calls = 0
         self._chance: random.Random | None = None
         self._handles: list[PackedHandle] = []
-        self._attempts = Attempts(flow, run, context, self._spawner, tracer, worker, on_stuck)
+        self._attempts = Attempts(flow, run, context, self._spawner, tracer, worker, watch)
         self._running: Running | None = None
         self._memo = memos.read(run.memo) if run.memo else None
         if self._memo is not None:

@@ -22,19 +22,22 @@ from engine.log_outbox import Outbox
 from engine.logs import context_variables
 from engine.packed_attempts import PackedSpeaker, failure_in_user_code
 from engine.packed_calls import PackedRecording
+from engine.packed_deadlines import Watch
 from engine.packed_handles import Suspended, Unavailable, filled
-from engine.parcels import Outcome, PackedRun, Parcel, encode_tasks
+from engine.parcels import Hung, Outcome, PackedRun, Parcel, encode_tasks
 from engine.running import check_pickles
 from engine.states import Failure, State, encode
 from engine.tasks import resolve
 from engine.telemetry import Tracer
 from engine.trace_contexts import trace_id_of
+from engine.whereabouts import Whereabouts
 
 #: Outcomes wait for others at most so long, and for the end of the run that is under way.
 _TELL_SECONDS = 0.02
 _MAX_KEPT = 4_096
 
 Tell = Callable[[list[Outcome]], None]
+OnStuck = Callable[[Hung, Outcome], None]
 #: Takes the result of a run that does not travel; answers where it is, where that is not the cluster.
 Keep = Callable[[str, Any], str | None]
 
@@ -47,15 +50,17 @@ def run_parcel(
     logs: Outbox | None = None,
     worker: str = "",
     pending: deque[Outcome] | None = None,
-    on_stuck: Callable[[Outcome], None] | None = None,
+    on_stuck: OnStuck | None = None,
     keep: Keep | None = None,
     is_stopped: Callable[[str], bool] | None = None,
+    whereabouts: Whereabouts | None = None,
 ) -> None:
     """Run each run of the parcel and ``tell`` every outcome, some at a time, in this thread.
 
     Outcomes are put into ``pending`` first, from which another thread may take them (``popleft``) at any time, so that none
-    waits behind a long run. ``on_stuck`` is told, from another thread, of a run whose code cannot be stopped. ``keep``
-    puts results that do not travel somewhere else. Runs for which ``is_stopped`` says yes are left out, untold.
+    waits behind a long run. ``on_stuck`` is told, from another thread perhaps, of an attempt whose code cannot be stopped, and
+    how its run ends if nobody goes on with it. ``keep`` puts results that do not travel somewhere else. Runs for which
+    ``is_stopped`` says yes are left out, untold. ``whereabouts`` are told where the parcel is.
     Raises nothing but what ``tell`` raises.
     """
     pending = deque() if pending is None else pending
@@ -69,7 +74,8 @@ def run_parcel(
         failure, now = failure_in_user_code(error), time.time()
         tell([Outcome(run.run_id, run.attempt, State.FAILED, now, now, error=failure) for run in parcel.runs])
         return
-    packed = _PackedFlow(flow, parcel, tracer, Outbox() if logs is None else logs, worker, context, on_stuck, keep)
+    logs = Outbox() if logs is None else logs
+    packed = _PackedFlow(flow, parcel, tracer, logs, worker, context, on_stuck, keep, whereabouts)
     told_at = time.monotonic()
     for run in parcel.runs:
         if is_stopped is not None and is_stopped(run.run_id):
@@ -95,7 +101,10 @@ def _tell_all(pending: deque[Outcome], tell: Tell) -> None:
 class _PackedFlow:
     """A flow, ready to run many times."""
 
-    __slots__ = ("_context", "_flow", "_is_async", "_keep", "_limit", "_logs", "_on_stuck", "_tracer", "_worker")
+    __slots__ = (
+        *("_context", "_flow", "_hung", "_is_async", "_keep", "_limit", "_logs", "_on_stuck", "_tracer", "_whereabouts"),
+        "_worker",
+    )
 
     def __init__(
         self,
@@ -105,10 +114,12 @@ class _PackedFlow:
         logs: Outbox,
         worker: str,
         context: Context,
-        on_stuck: Callable[[Outcome], None] | None,
+        on_stuck: OnStuck | None,
         keep: Keep | None,
+        whereabouts: Whereabouts | None,
     ) -> None:
         self._on_stuck, self._keep = on_stuck, keep
+        self._whereabouts, self._hung = whereabouts, parcel.hung
         self._flow, self._logs = flow, logs
         self._is_async = flow.is_async
         self._limit = parcel.inline_result_bytes
@@ -128,7 +139,8 @@ class _PackedFlow:
         started_at = time.time()
         context = self._context.copy()
         context.run(_bind_run, run.run_id, trace_id_of(run.traceparent), speaks)
-        recording = PackedRecording(self._flow.name, run, context, self._tracer, self._worker, self._stuck)
+        watch = Watch(run, self._hung, self._whereabouts, self._stuck)
+        recording = PackedRecording(self._flow.name, run, context, self._tracer, self._worker, watch)
         try:
             returned, failure = self._call(recording, run)
             if failure is None and recording.has_news:
@@ -151,10 +163,10 @@ class _PackedFlow:
         now = time.time()
         return Outcome(run.run_id, run.attempt, State.FAILED, started_at, now, error=failure, tasks=tasks, memo=memo)
 
-    def _stuck(self, run: PackedRun, error: TaskTimeout) -> None:
+    def _stuck(self, run: PackedRun, hung: Hung) -> None:
         if self._on_stuck is not None:
-            now = time.time()
-            self._on_stuck(Outcome(run.run_id, run.attempt, State.FAILED, now, now, error=failure_in_user_code(error)))
+            error = failure_in_user_code(TaskTimeout(hung.attempt.task, hung.attempt.timeout_seconds, "abandoned"))
+            self._on_stuck(hung, Outcome(run.run_id, run.attempt, State.FAILED, hung.started_at, time.time(), error=error))
 
     def _call(self, recording: PackedRecording, run: PackedRun) -> tuple[Any, Failure | None]:
         """What the flow returned, with values for handles; or the failure that is the flow's own."""

@@ -41,6 +41,29 @@ class PackedRun(msgspec.Struct, frozen=True, array_like=True, gc=False):
     memo: bytes = b""
 
 
+class Timed(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An attempt at a task with a deadline, in a packed run."""
+
+    run_id: str
+    #: As in TaskOutcome.
+    index: str
+    task: str
+    attempt: int
+    timeout_seconds: float
+
+
+class Hung(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An attempt whose code could not be stopped when its time was over, and whose worker process is no more: it has failed."""
+
+    attempt: Timed
+    #: Seconds since the epoch.
+    started_at: float
+    #: See TaskTimeout.
+    how: str
+    #: Where its code was, as far as that is known.
+    stack: str = ""
+
+
 class Parcel(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Runs of one flow that one Dask task executes, one after the other."""
 
@@ -52,6 +75,10 @@ class Parcel(msgspec.Struct, frozen=True, array_like=True, gc=False):
     inline_result_bytes: int
     #: The app whose result store takes what does not travel; the empty text where there is none.
     store: str = ""
+    #: Whether a worker has died over it: it is to be known of all its attempts with a deadline that they are under way.
+    is_suspect: bool = False
+    #: Attempts of its runs that are not made again, because they are known to have hung.
+    hung: tuple[Hung, ...] = ()
 
 
 class TaskOutcome(msgspec.Struct, frozen=True, gc=False):
@@ -109,6 +136,10 @@ encode_parcel = msgspec.msgpack.Encoder().encode
 decode_parcel = msgspec.msgpack.Decoder(Parcel).decode
 encode_outcomes = msgspec.msgpack.Encoder().encode
 decode_outcomes = msgspec.msgpack.Decoder(list[Outcome]).decode
+encode_timed = msgspec.msgpack.Encoder().encode
+decode_timed = msgspec.msgpack.Decoder(tuple[Timed, ...]).decode
+encode_hung = msgspec.msgpack.Encoder().encode
+decode_hung = msgspec.msgpack.Decoder(list[Hung]).decode
 decode_tasks = msgspec.json.Decoder(list[TaskEntry]).decode
 encode_entries = msgspec.json.Encoder().encode
 _moment = datetime.fromtimestamp
@@ -234,12 +265,12 @@ class Parcels:
         runs = tuple(left.values())
         if len(runs) > 1:
             middle = (len(runs) + 1) // 2
-            verdict.parcels.extend(self._send_again(parcel, half) for half in (runs[:middle], runs[middle:]))
+            verdict.parcels.extend(self._send_again(parcel, half, is_suspect=True) for half in (runs[:middle], runs[middle:]))
             return verdict
         [run] = runs
         deaths = self._deaths[run.run_id] = self._deaths.get(run.run_id, 0) + 1
         if deaths < MAX_DEATHS:
-            verdict.parcels.append(self._send_again(parcel, runs))
+            verdict.parcels.append(self._send_again(parcel, runs, is_suspect=True))
         else:
             del self._places[run.run_id], self._deaths[run.run_id]
             verdict.crashed.append(run)
@@ -272,9 +303,10 @@ class Parcels:
             if run_id in self._places:
                 self._forget(run_id)
 
-    def _send_again(self, parcel: Parcel, runs: tuple[PackedRun, ...]) -> Parcel:
+    def _send_again(self, parcel: Parcel, runs: tuple[PackedRun, ...], *, is_suspect: bool = False) -> Parcel:
         # Under a new id: of the old one Dask remembers that it failed, and a late word of it must not be taken for this one's.
-        return self._add(msgspec.structs.replace(parcel, parcel_id=self._new_id(), runs=runs))
+        is_suspect = is_suspect or parcel.is_suspect
+        return self._add(msgspec.structs.replace(parcel, parcel_id=self._new_id(), runs=runs, is_suspect=is_suspect))
 
     def _add(self, parcel: Parcel) -> Parcel:
         self._parcels[parcel.parcel_id] = (parcel, {run.run_id: run for run in parcel.runs})

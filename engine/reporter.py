@@ -6,10 +6,7 @@ With the other rooms of the cluster the only importer of distributed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import importlib
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -22,6 +19,7 @@ from distributed.utils_comm import gather_from_workers
 from distributed.worker_state_machine import SecedeEvent
 from tornado.ioloop import PeriodicCallback
 
+from engine.carrier import Carrier
 from engine.dask_logs import LOGS
 from engine.deadlines import end_hung_process
 from engine.errors import ResultStoreError
@@ -29,8 +27,6 @@ from engine.executor import Call, Report, decode_call, decode_reports, encode_re
 from engine.log_catcher import catcher
 from engine.log_outbox import Outbox
 from engine.logs import logger
-from engine.packing import run_parcel
-from engine.parcels import Outcome, decode_parcel, encode_outcomes
 from engine.restarter import Restarter, owns_process
 from engine.results import ResultStore
 from engine.run_logs import encode_mail
@@ -67,16 +63,15 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         if self.restarts:
             end_hung_process()
         self._restarter = Restarter(worker)
+        self.carrier = Carrier(
+            worker, self._restarter, self.tracer, self.logs, self._send_logs, self.store, restarts=self.restarts
+        )
         self._ended: deque[Report] = deque()
         self._begun: dict[tuple[str, str], Report] = {}
         self._is_urgent = False
         self._sharing: object | None = None
         #: Who waits for which key.
         self._awaited: dict[str, list[Future[Any]]] = {}
-        #: Outcomes of each parcel that runs here, on their way.
-        self._parcels: dict[str, deque[Outcome]] = {}
-        #: Packed runs that are to be left out.
-        self._stopped: set[str] = set()
         worker.stream_handlers["engine-ended"] = self._hear_ended
         worker.stream_handlers["engine-stop"] = self._stop
         self._live = PeriodicCallback(self._tell_live, _LIVE_INTERVAL_MS)
@@ -119,9 +114,8 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
             self._worker.loop.add_callback(self._send_stuck, report)
 
     def hold_if_stuck(self, key: str) -> None:
-        """Do not come back with a task that was given up: Dask's worker, which is about to end, knows it no longer."""
-        if self._restarter.has_given_up(key):
-            threading.Event().wait()
+        """See Restarter."""
+        self._restarter.hold(key)
 
     def _send_stuck(self, report: Report) -> None:
         self._begun.pop((report.run_id, report.index), None)
@@ -164,7 +158,7 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         runs = {run_of(key) for key in keys}
         for key in [key for key in self._awaited if run_of(key) in runs]:
             del self._awaited[key]  # who waits for it is stopped, and nobody tells
-        self._stopped.update(packed)
+        self.carrier.stop(packed)
 
     def _await(self, key: str, future: Future[Any]) -> None:
         if key in self._worker.data:
@@ -223,58 +217,9 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         if reports := [self._ended.popleft() for _ in range(len(self._ended))]:
             self._send(reports)
 
-    def run_parcel(self, key: str, parcel: bytes) -> dict[str, Any]:
-        """Run a parcel in this thread, telling outcomes on the way. Answers the results that stay here, by run."""
-        pending = self._parcels[key] = deque()
-        decoded = decode_parcel(parcel)
-        kept: dict[str, Any] = {}
-        keep = functools.partial(self._keep, decoded.store, kept)
-        try:
-            run_parcel(
-                decoded,
-                self._tell_outcomes,
-                tracer=self.tracer,
-                logs=self.logs,
-                worker=self.address,
-                pending=pending,
-                on_stuck=functools.partial(self._stuck_in_parcel, key),
-                keep=keep,
-                is_stopped=self._stopped.__contains__,
-            )
-        finally:
-            del self._parcels[key]
-            self._stopped.difference_update([run.run_id for run in decoded.runs])
-            self.hold_if_stuck(key)
-        return kept
-
-    def _keep(self, app: str, kept: dict[str, Any], run_id: str, value: Any) -> str | None:
-        if app:
-            return self.store(app).save(run_id, "result", "result", value)
-        kept[run_id] = value
-        return None
-
-    def _tell_outcomes(self, outcomes: list[Outcome]) -> None:
-        # From the parcel's own thread: this is in the event loop's queue before Dask's word that the parcel is over.
-        message = {"op": "engine-outcomes", "outcomes": encode_outcomes(outcomes)}
-        self._worker.loop.add_callback(self._send_logs)
-        self._worker.loop.add_callback(self._worker.batched_send, message)
-
-    def _stuck_in_parcel(self, key: str, outcome: Outcome) -> None:
-        """Code of a run cannot be stopped: it has failed; the runs that wait behind it go to another worker."""
-        self._tell_outcomes([outcome])
-        if self.restarts:
-            self._restarter.begin(key, lambda: None)
-
     def _tell_live(self) -> None:
         self._send_logs()
-        for pending in list(self._parcels.values()):
-            # They would wait behind a run that takes long.
-            outcomes: list[Outcome] = []
-            with contextlib.suppress(IndexError):  # empty, or the parcel's own thread was faster
-                while True:
-                    outcomes.append(pending.popleft())
-            if outcomes:
-                self._tell_outcomes(outcomes)
+        self.carrier.tell_live()
         if self._begun:
             keys = list(self._begun)
             reports = [report for key in keys if (report := self._begun.pop(key, None)) is not None]
@@ -337,7 +282,7 @@ async def run_async_call(call: bytes, *results: Any) -> Any:
 
 def run_packed(key: str, parcel: bytes) -> dict[str, Any]:
     """The function of every parcel on the cluster. Its value are the results that did not travel, by run."""
-    kept: dict[str, Any] = get_worker().plugins[NAME].run_parcel(key, parcel)
+    kept: dict[str, Any] = get_worker().plugins[NAME].carrier.run(key, parcel)
     return kept
 
 

@@ -50,6 +50,11 @@ class Restarter:
         """Whether the process ends because of ``key``."""
         return key in self._given_up
 
+    def hold(self, key: str) -> None:
+        """Do not come back with a task that was given up: Dask's worker, which is about to end, knows it no longer."""
+        if self.has_given_up(key):
+            threading.Event().wait()
+
     def begin(self, key: str, report: Callable[[], None], *, goes_on: bool = False) -> None:
         """Give up the task ``key``, after ``report``, and end the process. May be called from any thread; does not wait.
 

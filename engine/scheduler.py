@@ -66,8 +66,9 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
             self.add_worker(scheduler, worker)
         self._graph, self._names = DaskGraph(scheduler), Names(scheduler)
         self._finals = Finals(scheduler, self._graph, self._names)
-        self._waits, self._deaths = Waits(scheduler, self._graph, self._report_of), Deaths(scheduler, self._graph)
+        self._waits = Waits(scheduler, self._graph, self._report_of)
         self._parcels = HeldParcels(scheduler, self._graph, self._names, self._tell_owner)
+        self._deaths = Deaths(scheduler, self._graph, self._parcels)
         self._logs = LogWays(scheduler.client_comms, self._client_of)
         Answers(scheduler, self._graph, self._runs)
         scheduler.stream_handlers.update(
@@ -81,6 +82,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
                 "engine-cancel": self.cancel,
                 "engine-parcel": self.send_parcel,
                 "engine-outcomes": self.hear_outcomes,
+                "engine-stuck-packed": self._parcels.hear_stuck,
                 "engine-release-parcels": self.release_parcels,
                 "engine-cancel-packed": self.cancel_packed,
             }

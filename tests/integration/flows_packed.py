@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from engine import Retry, fixed, flow, on, task
+from engine import Retry, attempt, fixed, flow, on, task
 
 _PREFIX = os.environ.get("TESTED_PREFIX", "")
 
@@ -37,6 +38,16 @@ def sleep_on(seconds: float) -> None:
     time.sleep(seconds)  # one call into C: nothing stops it
 
 
+@task(timeout_seconds=0.3, retry=Retry(2, wait=fixed(0.01), on=TimeoutError))
+def search(folder: str, number: int, how: str) -> int:
+    """Its first attempt is in C with the interpreter's lock, if it is told so: nothing else in the process gets on."""
+    with Path(folder, "notes").open("a") as notes:
+        notes.write(f"search {number}\n")
+    if how == "hangs" and attempt().number == 1:
+        re.match(r"(a+)+$", "a" * 60 + "b")
+    return number
+
+
 @task(retry=Retry(3, wait=fixed(0.05)))
 def third_time(folder: str, name: str) -> int:
     with Path(folder, name).open("a") as tries:
@@ -59,6 +70,11 @@ def unpacked(number: int, how: str, folder: str) -> Any:
 @flow(on(f"{_PREFIX}stuck"), pack=True)
 def stuck(seconds: float) -> Any:
     return sleep_on(seconds) if seconds else double(1)
+
+
+@flow(on(f"{_PREFIX}hung"), pack=True)
+def hung(number: int, how: str, folder: str) -> Any:
+    return double(search(folder, number, how))
 
 
 @flow(on(f"{_PREFIX}tries"), pack=True)

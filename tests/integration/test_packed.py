@@ -81,14 +81,42 @@ async def test_killed_over_a_parcel_another_engine_hears_of_its_runs_and_none_ru
     assert Counter(notes(tmp_path)) == Counter(str(n) for n in range(20))
 
 
-async def test_code_that_cannot_be_stopped_fails_its_run_and_the_others_go_on(apps: Apps, tmp_path: Path) -> None:
+async def test_code_that_cannot_be_stopped_fails_as_its_policy_says_and_no_other_run_is_blamed(
+    apps: Apps, tmp_path: Path
+) -> None:
     async with dask_of_ones_own(tmp_path / "dask", child_environment(), workers=1) as dask:
-        app = await apps.start(flows.stuck, dask=dask.address)
+        app = await apps.start(flows.small, flows.stuck, flows.hung, dask=dask.address)
+        beside = [(f"b{n}", {"number": n, "how": "waits" if n == 1 else "", "folder": str(tmp_path)}) for n in range(3)]
+        await app.send_many("small", beside)
+        await eventually(lambda: len(app.ends()) == 2 and len(notes(tmp_path)) == 3)
         id = await app.send("stuck", {"seconds": 60})
         await app.send_many("stuck", [(f"e{n}", {"seconds": 0}) for n in range(10)])
         run = await app.run("stuck", id)
         assert (run.end.state, run.end.error and run.end.error.type) == (S.FAILED, "TaskTimeout")
-        await eventually(lambda: len(app.ends()) == 11, 60.0)
+        assert run.end.error is not None
+        assert "its code could not be stopped: the worker process was restarted" in run.end.error.message
+        assert "time.sleep(seconds)" in run.end.error.traceback, "it says where"
+        assert [(task["task"], task["attempt"]) for task in msgspec.json.decode(run.end.tasks)] == [("sleep_on", 1)]
+        await eventually(lambda: len(app.ends()) == 2 + 11, 60.0)
+        await eventually(lambda: notes(tmp_path).count("1") == 2)
+        # One that holds the interpreter: nothing in its process gets on, so that others have to tell.
+        run = await app.do("hung", {"number": 7, "how": "hangs", "folder": str(tmp_path)}, "hung")
+        assert [(change.state, change.attempt) for change in run.changes[1:]] == [
+            (S.RUNNING, 1),
+            (S.RETRYING, 1),
+            (S.RUNNING, 2),
+            (S.COMPLETED, 2),
+        ]
+        failed = run.changes[2].error
+        assert failed is not None
+        assert failed.type == "TaskTimeout"
+        assert "while code held the interpreter: its worker process was ended" in failed.message
+        assert notes(tmp_path).count("search 7") == 2, "once an attempt"
+        (tmp_path / "go").touch()
+        assert (await app.run("small", "b1")).story == [(None, S.SCHEDULED), (None, S.RUNNING), (None, S.COMPLETED)]
+        assert [notes(tmp_path).count(str(n)) for n in range(3)] == [1, 3, 1], (
+            "what ran beside ran again, what had ended did not"
+        )
         await app.stop()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,11 +20,12 @@ from engine.handles import recorder
 from engine.log_catcher import catcher
 from engine.log_outbox import Outbox
 from engine.packing import run_parcel
-from engine.parcels import Outcome, PackedRun, Parcel, TaskEntry, decode_tasks
+from engine.parcels import Hung, Outcome, PackedRun, Parcel, TaskEntry, Timed, decode_tasks
 from engine.run_logs import decode_batch
 from engine.states import State, encode
 from engine.telemetry import Tracer
 from engine.testing import run as run_unpacked
+from engine.whereabouts import Whereabouts
 from tests.unit.samples import packed, talk
 from tests.waiting import eventually
 
@@ -224,6 +226,55 @@ class TestRetries:
             ("same", "CANCELLED", 0),
             ("same", "COMPLETED", 1),
         ]
+
+
+class TestHung:
+    """An attempt that hung in a process that is no more is not made again: it has failed."""
+
+    def outcome(self, flow: Flow[..., Any], hung: Timed, **parameters: Any) -> Outcome:
+        parcel = parcel_of(flow, parameters)
+        hung = msgspec.structs.replace(hung, run_id=parcel.runs[0].run_id)
+        [outcome] = run_all(msgspec.structs.replace(parcel, hung=(Hung(hung, 5.0, "ended", "stuck there\n"),)))
+        return outcome
+
+    @pytest.mark.parametrize(("name", "index"), [("on_time", "0"), ("on_time_async", "1")])
+    def test_it_is_told_as_the_attempt_that_it_was_and_the_run_goes_on(self, name: str, index: str) -> None:
+        outcome = self.outcome(packed.on_time_each, Timed("", index, name, 1, 30.0))
+        assert packed.done == Counter(["on_time", "on_time_async", "same"]) - Counter([name])
+        assert outcome.state is State.FAILED
+        assert outcome.error is not None
+        assert outcome.error.type == "TaskTimeout"
+        assert outcome.error.message.startswith(f"task {name} ran longer than its timeout of 30 s while code held")
+        assert outcome.error.traceback.startswith("stuck there\n")
+        failed = next(task for task in decode_tasks(outcome.tasks) if task.task == name)
+        assert (failed.state, failed.attempt, failed.started_at and failed.started_at.timestamp()) == (State.FAILED, 1, 5.0)
+        assert {state for task, state, _ in tasks_of(outcome) if task != name} == {"COMPLETED"}
+
+    def test_its_policy_says_what_comes_next(self) -> None:
+        outcome = self.outcome(packed.on_time_again, Timed("", "0", "on_time_at_last", 1, 30.0))
+        assert packed.done == {}
+        assert outcome.state is State.RETRYING
+        assert value(again(packed.on_time_again, outcome)) == 2
+        assert packed.done == {"on_time_at_last": 1}
+
+    def test_other_attempts_and_other_runs_are_made(self) -> None:
+        parcel = parcel_of(packed.on_time_each, {}, {})
+        other = Timed(parcel.runs[1].run_id, "0", "on_time", 1, 30.0)
+        later = Timed(parcel.runs[0].run_id, "0", "on_time", 2, 30.0)
+        parcel = msgspec.structs.replace(parcel, hung=(Hung(other, 5.0, "ended"), Hung(later, 5.0, "ended")))
+        assert [outcome.state for outcome in run_all(parcel)] == [State.COMPLETED, State.FAILED]
+
+    def test_what_has_a_deadline_is_known_to_be_under_way_while_it_is(self) -> None:
+        at: list[list[str]] = []
+
+        def note() -> bool:
+            at.append([timed.task for timed in whereabouts.at])
+            return True
+
+        whereabouts = Whereabouts(note, math.inf)
+        run_parcel(parcel_of(packed.on_time_each, {}, {}), lambda _: None, tracer=SILENT, whereabouts=whereabouts)
+        assert at == [["on_time"], ["on_time_async"]] * 2
+        assert whereabouts.at == ()
 
 
 class TestSpawning:

@@ -15,18 +15,24 @@ from engine.parcels import (
     BUDGET_SECONDS,
     MAX_DEATHS,
     MAX_RUNS,
+    Hung,
     Outcome,
     PackedRun,
     Parcel,
     Parcels,
     Sizing,
     TaskOutcome,
+    Timed,
+    decode_hung,
     decode_outcomes,
     decode_parcel,
     decode_tasks,
+    decode_timed,
+    encode_hung,
     encode_outcomes,
     encode_parcel,
     encode_tasks,
+    encode_timed,
 )
 from engine.states import Failure, State, utc
 
@@ -125,6 +131,17 @@ class TestParcels:
         again = parcels.died(verdict.parcels[0].parcel_id)
         assert [run.run_id for each in again.parcels for run in each.runs] == ["run-1"]
 
+    def test_what_is_left_of_a_parcel_over_which_a_worker_died_is_suspect_until_it_ends(self) -> None:
+        parcels = new_parcels()
+        parcel = pack(parcels, 3)
+        assert not parcel.is_suspect
+        [again] = parcels.again(parcel.parcel_id)
+        assert not again.is_suspect, "it was not taken, and nobody died"
+        halves = parcels.died(again.parcel_id).parcels
+        halves += parcels.again(halves.pop().parcel_id)
+        halves += parcels.died(halves.pop().parcel_id).parcels
+        assert [half.is_suspect for half in halves] == [True, True]
+
     def test_an_outcome_of_an_earlier_try_does_not_count(self) -> None:
         parcels = new_parcels()
         [first] = pack(parcels, 1).runs
@@ -208,8 +225,12 @@ class TestSizing:
 
 
 def test_parcels_and_outcomes_travel_whole() -> None:
-    parcel = Parcel("p", "f", "m:f", (PackedRun("r", b'{"a":1}', "tp", 1.5, 2, b"\x80memo"),), 10)
+    timed = (Timed("r", "0.3", "price", 2, 0.5), Timed("r", "1", "price", 1, 30.0))
+    hung = [Hung(timed[0], 1.5, "restarted", "stack")]
+    runs = (PackedRun("r", b'{"a":1}', "tp", 1.5, 2, b"\x80memo"),)
+    parcel = Parcel("p", "f", "m:f", runs, 10, is_suspect=True, hung=tuple(hung))
     assert decode_parcel(encode_parcel(parcel)) == parcel
+    assert (decode_timed(encode_timed(timed)), decode_hung(encode_hung(hung))) == (timed, hung)
     failed = Outcome("r", 1, State.FAILED, 1.0, 2.0, error=Failure("E", "m", "t"), tasks=b"[]")
     retrying = Outcome("r", 1, State.RETRYING, 1.0, 2.0, wait_seconds=0.5, memo=b"\x80")
     assert decode_outcomes(encode_outcomes([failed, retrying])) == [failed, retrying]

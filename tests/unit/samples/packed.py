@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from engine import Retry, fixed, flow, now, on, random, sleep, task, wait_for_event
+from engine import Retry, attempt, fixed, flow, now, on, random, sleep, task, wait_for_event
 from tests.unit.samples.orders import add, double, later, raises, raises_later, spins
 
 #: How often each thing was done, by name; cleared by the tests.
@@ -395,3 +395,33 @@ def draws(kind: str = "") -> Any:
 @flow(on("t"), pack=True)
 async def waits(kind: str) -> None:
     await (sleep(1) if kind == "sleep" else wait_for_event("t"))
+
+
+@task(timeout_seconds=30)
+def on_time() -> int:
+    done["on_time"] += 1
+    return 1
+
+
+@task(timeout_seconds=30)
+async def on_time_async() -> int:
+    done["on_time_async"] += 1
+    return 1
+
+
+@task(timeout_seconds=30, retry=Retry(2, wait=fixed(0.02), on=TimeoutError))
+def on_time_at_last() -> int:
+    done["on_time_at_last"] += 1
+    return attempt().number
+
+
+@flow(on("x"), pack=True)
+def on_time_each() -> Any:
+    on_time()
+    on_time_async()
+    return same(1)
+
+
+@flow(on("x"), pack=True)
+def on_time_again() -> Any:
+    return on_time_at_last()
