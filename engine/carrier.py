@@ -128,7 +128,10 @@ class Carrier:
         if not self._restarts:
             self._tell(key, [outcome])
             return
-        if outcomes := self._loads[key].take():
+        load = self._loads.get(key)
+        if load is None:
+            return  # what an async task of a run that is over does has no say any more
+        if outcomes := load.take():
             self._tell(key, outcomes)
         message = {"op": "engine-stuck-packed", "key": key, "hung": encode_hung([hung]), "at": time.time()}
         self._restarter.begin(key, lambda: self._worker.batched_send(message))

@@ -19,6 +19,7 @@ from engine.dask_names import Names
 from engine.executor import key_of
 from engine.hangs import Suspect
 from engine.parcels import (
+    MAX_SPARED,
     Hung,
     Outcome,
     Parcel,
@@ -210,20 +211,25 @@ class HeldParcels:
             elif known is not None and known.key == key:
                 known.key = ""
                 left.append(run_id)
-        task = self._graph.get(key)
-        if hung is not None and task is not None and left:
-            self._begin_again(decode_parcel(task.run_spec.args[1]), left, hung)
-        else:
+        if left and (hung is None or not self._begin_again(key, left, hung)):
             self._tell_died(left, reason)
         self._graph.release([key])
 
-    def _begin_again(self, parcel: Parcel, left: Collection[str], hung: Iterable[Hung]) -> None:
-        runs = tuple(run for run in parcel.runs if run.run_id in left)
-        hung = tuple(one for one in (*parcel.hung, *hung) if one.attempt.run_id in left)
-        # Under a new id: of the old one Dask knows that it failed.
-        new_id = os.urandom(16).hex()
-        parcel = msgspec.structs.replace(parcel, parcel_id=new_id, runs=runs, is_suspect=True, hung=hung)
-        self._begin(parcel, encode_parcel(parcel))
+    def _begin_again(self, key: str, left: Collection[str], hung: Collection[Hung]) -> bool:
+        task = self._graph.get(key)
+        parcel = None if task is None else decode_parcel(task.run_spec.args[1])
+        if parcel is None or (not hung and parcel.spared >= MAX_SPARED):
+            return False
+        again = msgspec.structs.replace(
+            parcel,
+            parcel_id=os.urandom(16).hex(),  # of the old one Dask knows that it failed
+            runs=tuple(run for run in parcel.runs if run.run_id in left),
+            is_suspect=True,
+            hung=tuple(one for one in (*parcel.hung, *hung) if one.attempt.run_id in left),
+            spared=parcel.spared + (not hung),
+        )
+        self._begin(again, encode_parcel(again))
+        return True
 
     def _tell_died(self, run_ids: Iterable[str], reason: str) -> None:
         died: dict[tuple[str, int], list[str]] = {}

@@ -208,7 +208,7 @@ class Attempts:
     def _failed(self, task: Task[Any, Any], index: str, attempt: int, started_at: float, error: BaseException) -> Any:
         """An attempt has failed: how long to wait for the next one here, or what stands for the value that is not there."""
         ended_at = time.time()
-        hung = self._watch.hung.get((index, task.name, attempt))
+        hung = self._watch.hung(self._run.run_id, index, task.name, attempt)
         if hung is not None:  # it was another process that it was made in
             started_at, error = hung.started_at, TaskTimeout(task.name, hung.attempt.timeout_seconds, hung.how)
         elif isinstance(error, TimeIsOver):

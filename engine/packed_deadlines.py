@@ -1,4 +1,4 @@
-"""Deadlines of the attempts in a packed run: what is stopped, what is given up, and what is known to have hung before.
+"""Deadlines of the attempts in packed runs: what is stopped, what is given up, and what is known to have hung before.
 
 An attempt that has hung, in a process that is no more, is not made again: it fails as if it had just been stopped.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context
 from types import FrameType
 from typing import Any
@@ -16,26 +16,28 @@ from typing import Any
 from engine.deadlines import GRACE_SECONDS, TimeIsOver, guard, run_within
 from engine.deadlines import __file__ as _deadlines_file
 from engine.failures import frames_of_coroutine, frames_of_thread, stack_of
-from engine.parcels import Hung, PackedRun, Timed
+from engine.parcels import Hung, Timed
 from engine.whereabouts import Whereabouts
 
 #: Their frames are no part of what user code is stuck in.
 _OWN_FILES = (__file__, _deadlines_file)
-#: Told, from another thread perhaps, that code of a run cannot be stopped.
-OnStuck = Callable[[PackedRun, Hung], None]
 
 
 class Watch:
-    """Who watches the attempts of one try of a run."""
+    """Watches the attempts in a parcel."""
 
-    __slots__ = ("_on_stuck", "_run", "_whereabouts", "hung")
+    __slots__ = ("_hung", "_on_stuck", "_whereabouts")
 
-    def __init__(self, run: PackedRun, hung: Sequence[Hung], whereabouts: Whereabouts | None, on_stuck: OnStuck) -> None:
-        self._run = run
+    def __init__(self, hung: Iterable[Hung], whereabouts: Whereabouts | None, on_stuck: Callable[[Hung], None]) -> None:
+        """``on_stuck`` is told, from another thread perhaps, of an attempt whose code cannot be stopped."""
         self._whereabouts = whereabouts
         self._on_stuck = on_stuck
-        #: Attempts of the run that have hung, by index, task and number.
-        self.hung = _of_run(run.run_id, hung) if hung else _NONE
+        #: By run, index, task and number of the attempt.
+        self._hung = {(one.attempt.run_id, one.attempt.index, one.attempt.task, one.attempt.attempt): one for one in hung}
+
+    def hung(self, run_id: str, index: str, task: str, attempt: int) -> Hung | None:
+        """What is known of an attempt that is not made again."""
+        return self._hung.get((run_id, index, task, attempt))
 
     def run(
         self, timed: Timed, context: Context, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -80,7 +82,7 @@ class Watch:
             self._leave(timed)
 
     def _check(self, timed: Timed) -> None:
-        if (timed.index, timed.task, timed.attempt) in self.hung:
+        if self._hung and self.hung(timed.run_id, timed.index, timed.task, timed.attempt) is not None:
             raise TimeIsOver
 
     def _enter(self, timed: Timed) -> None:
@@ -93,12 +95,4 @@ class Watch:
 
     def _stuck(self, timed: Timed, started_at: float, coroutine: object, frame: FrameType | None) -> None:
         frames = frames_of_thread(frame, _OWN_FILES) or frames_of_coroutine(coroutine, _OWN_FILES)
-        self._on_stuck(self._run, Hung(timed, started_at, "restarted", stack_of(frames)))
-
-
-_NONE: dict[tuple[str, str, int], Hung] = {}
-
-
-def _of_run(run_id: str, hung: Sequence[Hung]) -> dict[tuple[str, str, int], Hung]:
-    mine = [one for one in hung if one.attempt.run_id == run_id]
-    return {(one.attempt.index, one.attempt.task, one.attempt.attempt): one for one in mine}
+        self._on_stuck(Hung(timed, started_at, "restarted", stack_of(frames)))

@@ -102,7 +102,7 @@ class _PackedFlow:
     """A flow, ready to run many times."""
 
     __slots__ = (
-        *("_context", "_flow", "_hung", "_is_async", "_keep", "_limit", "_logs", "_on_stuck", "_tracer", "_whereabouts"),
+        *("_attempts", "_context", "_flow", "_is_async", "_keep", "_limit", "_logs", "_on_stuck", "_tracer", "_watch"),
         "_worker",
     )
 
@@ -119,7 +119,9 @@ class _PackedFlow:
         whereabouts: Whereabouts | None,
     ) -> None:
         self._on_stuck, self._keep = on_stuck, keep
-        self._whereabouts, self._hung = whereabouts, parcel.hung
+        self._watch = Watch(parcel.hung, whereabouts, self._stuck)
+        #: Of each run.
+        self._attempts = {run.run_id: run.attempt for run in parcel.runs}
         self._flow, self._logs = flow, logs
         self._is_async = flow.is_async
         self._limit = parcel.inline_result_bytes
@@ -139,8 +141,7 @@ class _PackedFlow:
         started_at = time.time()
         context = self._context.copy()
         context.run(_bind_run, run.run_id, trace_id_of(run.traceparent), speaks)
-        watch = Watch(run, self._hung, self._whereabouts, self._stuck)
-        recording = PackedRecording(self._flow.name, run, context, self._tracer, self._worker, watch)
+        recording = PackedRecording(self._flow.name, run, context, self._tracer, self._worker, self._watch)
         try:
             returned, failure = self._call(recording, run)
             if failure is None and recording.has_news:
@@ -163,10 +164,12 @@ class _PackedFlow:
         now = time.time()
         return Outcome(run.run_id, run.attempt, State.FAILED, started_at, now, error=failure, tasks=tasks, memo=memo)
 
-    def _stuck(self, run: PackedRun, hung: Hung) -> None:
+    def _stuck(self, hung: Hung) -> None:
         if self._on_stuck is not None:
+            run_id, now = hung.attempt.run_id, time.time()
             error = failure_in_user_code(TaskTimeout(hung.attempt.task, hung.attempt.timeout_seconds, "abandoned"))
-            self._on_stuck(hung, Outcome(run.run_id, run.attempt, State.FAILED, hung.started_at, time.time(), error=error))
+            outcome = Outcome(run_id, self._attempts[run_id], State.FAILED, hung.started_at, now, error=error)
+            self._on_stuck(hung, outcome)
 
     def _call(self, recording: PackedRecording, run: PackedRun) -> tuple[Any, Failure | None]:
         """What the flow returned, with values for handles; or the failure that is the flow's own."""

@@ -21,6 +21,9 @@ WORTH_SECONDS = 0.002
 FIRST_GUESS_SECONDS = 0.005
 #: A run whose worker has died so often, with no other run of its parcel left, ends CRASHED.
 MAX_DEATHS = 3
+#: So many deaths of its worker may be laid to others; the next one counts, or what holds the interpreter and has no deadline would
+#: be run for ever, and end those beside it that have one.
+MAX_SPARED = 3
 #: How much one measured run counts against all before it.
 _WEIGHT = 0.02
 
@@ -79,6 +82,8 @@ class Parcel(msgspec.Struct, frozen=True, array_like=True, gc=False):
     is_suspect: bool = False
     #: Attempts of its runs that are not made again, because they are known to have hung.
     hung: tuple[Hung, ...] = ()
+    #: How many deaths of its worker were laid to others.
+    spared: int = 0
 
 
 class TaskOutcome(msgspec.Struct, frozen=True, gc=False):

@@ -234,7 +234,7 @@ class TestHung:
     def outcome(self, flow: Flow[..., Any], hung: Timed, **parameters: Any) -> Outcome:
         parcel = parcel_of(flow, parameters)
         hung = msgspec.structs.replace(hung, run_id=parcel.runs[0].run_id)
-        [outcome] = run_all(msgspec.structs.replace(parcel, hung=(Hung(hung, 5.0, "ended", "stuck there\n"),)))
+        [outcome] = run_all(msgspec.structs.replace(parcel, hung=(Hung(hung, 5.5, "ended", "stuck there\n"),)))
         return outcome
 
     @pytest.mark.parametrize(("name", "index"), [("on_time", "0"), ("on_time_async", "1")])
@@ -247,7 +247,7 @@ class TestHung:
         assert outcome.error.message.startswith(f"task {name} ran longer than its timeout of 30 s while code held")
         assert outcome.error.traceback.startswith("stuck there\n")
         failed = next(task for task in decode_tasks(outcome.tasks) if task.task == name)
-        assert (failed.state, failed.attempt, failed.started_at and failed.started_at.timestamp()) == (State.FAILED, 1, 5.0)
+        assert (failed.state, failed.attempt, failed.started_at and failed.started_at.timestamp()) == (State.FAILED, 1, 5.5)
         assert {state for task, state, _ in tasks_of(outcome) if task != name} == {"COMPLETED"}
 
     def test_its_policy_says_what_comes_next(self) -> None:
