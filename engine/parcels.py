@@ -21,7 +21,7 @@ WORTH_SECONDS = 0.002
 FIRST_GUESS_SECONDS = 0.005
 #: A run whose worker has died so often, with no other run of its parcel left, ends CRASHED.
 MAX_DEATHS = 3
-#: So many deaths of its worker may be laid to others. Then one counts, or what has no deadline and holds the interpreter would be
+#: So many deaths of its worker may be laid to others. Then one counts, or what holds the interpreter without a deadline would be
 #: run for ever, and end those beside it that have one.
 MAX_SPARED = 3
 #: How much one measured run counts against all before it.
