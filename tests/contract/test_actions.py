@@ -16,9 +16,11 @@ from engine.command_errors import AlreadyEnded, NotFound, NotRepeatable, Paramet
 from engine.event_fates import Fate
 from engine.event_lister import EventLister
 from engine.history import History, RunFilter
+from engine.history_schema import RunRow
 from engine.history_store import HistoryStore
 from engine.inline import InlineExecutor
 from engine.memory import MemoryBroker
+from engine.projection import read_all
 from engine.projector import Projector
 from engine.repeats import Kind
 from engine.results import ResultStore
@@ -194,6 +196,52 @@ async def test_a_history_that_is_gone_makes_nobody_wait_but_longer(tmp_path: Pat
         again = await made.actions.repeat(run_id, Kind.RERUN)
         await eventually(lambda: made.app.ends(again))
     finally:
+        await made.close()
+
+
+async def test_a_run_is_found_by_a_history_that_has_read_nothing_yet(tmp_path: Path) -> None:
+    made = Acting(MemoryBroker(), tmp_path, has_history=True)
+    await made.start()
+    try:
+        await asyncio.to_thread((tmp_path / "history.db").unlink)
+        empty = HistoryStore(str(tmp_path / "history.db"), made.settings.app)
+        empty.open()
+        empty.close()
+        run_id = await made.actions.start("count", {"value": 2})
+        await made.app.run_of(run_id)
+        again = await made.actions.repeat(run_id, Kind.RERUN)
+        assert (await made.app.run_of(again)).changes[0].repeats == run_id
+    finally:
+        await made.close()
+
+
+async def test_a_run_that_the_history_takes_in_while_it_is_asked_is_found(tmp_path: Path) -> None:
+    broker, path = MemoryBroker(), str(tmp_path / "history.db")
+    made = Acting(broker, tmp_path, has_history=True)
+
+    class Busy(History):
+        """The projector writes right after the question for the run."""
+
+        def run(self, run_id: str) -> RunRow | None:
+            found = super().run(run_id)
+            store = HistoryStore(path, made.settings.app)
+            store.open()
+            offsets, topic = store.offsets(), made.settings.states_topic
+            starts = [offsets[topic, n].next_offset if (topic, n) in offsets else 0 for n in range(2)]
+            unread = [record for n, log in enumerate(broker.topic(topic).logs) for record in log[starts[n] :]]
+            store.write(read_all(unread, topic), offsets)
+            store.close()
+            return found
+
+    await made.start()
+    busy = Actions(made.settings, broker, broker.sink(), None, lambda: Busy.open(path))
+    try:
+        run_id = await made.actions.start("count", {"value": 2})
+        await made.app.run_of(run_id)
+        with pytest.raises(AlreadyEnded):
+            await busy.cancel(run_id)
+    finally:
+        await busy.close()
         await made.close()
 
 
