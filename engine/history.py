@@ -191,10 +191,8 @@ class History:
     def event(self, position: Position) -> EventRow | None:
         """One event by where it lies; None where neither a run nor a dead letter speaks of it."""
         made = self._event(0.0, position)
-        if not made.runs and not made.letters:
-            return None
         times = [run.scheduled_at for run in made.runs] or [letter.at for letter in made.letters]
-        return msgspec.structs.replace(made, at=max(times))
+        return msgspec.structs.replace(made, at=max(times)) if times else None
 
     def positions_of(self, event_id: str, source: str | None = None) -> list[Position]:
         """Where events of an id lie, of one source or of all; several where producers sent it more than once."""
@@ -231,6 +229,11 @@ class History:
         """One dead letter by where it lies; None where there is none."""
         rows = self._all(f"{_LETTERS} WHERE l.partition = ? AND l.place = ?", [partition, offset])
         return _line(rows[0]) if rows else None
+
+    def letter_places(self, identity: str) -> list[tuple[int, int]]:
+        """Where all copies of one letter and all marks on them lie: partitions and offsets."""
+        queries = (f"SELECT partition, place FROM {table} WHERE identity = ?" for table in ("letters", "marks"))  # noqa: S608
+        return [place for query in queries for place in self._all(query, [identity])]
 
     def flows(self, *, last: int = 200) -> list[FlowRow]:
         """Each flow by its last runs."""
@@ -292,8 +295,7 @@ class History:
 
     def declarations(self) -> list[Declaration]:
         """The flows as running engines have declared them, in the order of their names."""
-        rows = self._all("SELECT declaration FROM flows ORDER BY name", [])
-        return [read_declaration(declaration) for (declaration,) in rows]
+        return [read_declaration(found) for (found,) in self._all("SELECT declaration FROM flows ORDER BY name", [])]
 
     def _event(self, at: float, position: Position) -> EventRow:
         where = "WHERE event_topic = ? AND event_partition = ? AND event_offset = ? ORDER BY place LIMIT 100"
