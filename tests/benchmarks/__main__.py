@@ -38,7 +38,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None]]] =
     "flat": lambda a: flat(a.runs or 50_000, packed=a.packed, dedup_window_seconds=a.dedup_window_seconds),
     "pressure": lambda a: pressure(a.events or 200_000),
     "beside": lambda a: beside(a.runs or (10_000 if a.packed else 1_000), a.rounds, packed=a.packed, free_core=a.free_core),
-    "history": lambda a: history(a.runs or 1_000_000, a.history),
+    "history": lambda a: history(a.runs or 1_000_000, a.history, postgres=a.postgres, projected=a.projected),
     "live": lambda a: live(a.events or 10_500),
     "restart": lambda a: restart(a.runs or 1_000_000, a.open_runs, a.rounds),
     "profile": lambda a: profile(a.runs or 5_000, packed=a.packed, sampled=a.sampled),
@@ -62,6 +62,10 @@ def main() -> None:
     parser.add_argument("--sampled", action="store_true", help="for profile: samples instead of every call")
     parser.add_argument("--known", action="store_true", help="for depth: the length is known when the event comes")
     parser.add_argument("--history", help="for history: the URL of a PostgreSQL database, whose history is dropped")
+    parser.add_argument("--postgres", action="store_true", help="for history: on a PostgreSQL that is started for it")
+    parser.add_argument(
+        "--projected", type=int, default=40_000, help="for history: runs that go through the projector; the others are copies"
+    )
     parser.add_argument("--dedup-window-seconds", type=float, default=60.0, help="the engine's setting, for flat")
     arguments = parser.parse_args()
     logs.configure(level="WARNING")

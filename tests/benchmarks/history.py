@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import os
@@ -28,7 +29,9 @@ from engine.projector import BATCH_RECORDS, Projector
 from engine.runs import digest
 from engine.settings import Settings
 from engine.states import Envelope, Failure, Origin, State, StateChange, utc
+from tests.benchmarks.history_addresses import visit
 from tests.benchmarks.history_pages import add_bad_cases, ask
+from tests.postgres_under_test import NoPostgres, PostgresUnderTest
 
 #: The most that the engine has reached, in records/s: packed 6,177 runs/s of 3 records, unpacked 635 runs/s of 6 (README.md).
 ENGINE_PACKED, ENGINE_UNPACKED = 6_177 * 3, 635 * 6
@@ -37,6 +40,8 @@ PARTITIONS = 8
 PROJECTED = 40_000
 #: Runs side by side, and the time over which all of them are spread.
 OPEN, SPAN_SECONDS = 500, 86_400.0
+#: Records of a batch of a projector that follows an engine closely: most changes of a run come in batches of their own.
+FOLLOWED = 500
 FLOWS = 50
 TOPIC = "bench.states"
 _TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -44,31 +49,65 @@ _ERROR = Failure("ValueError", "no such customer", "Traceback (most recent call 
 _TIMES = ("scheduled_at", "changed_at", "started_at", "ended_at")
 
 
-async def history(runs: int, server: str | None = None) -> None:
-    """In a file that is new; or in ``server``, the URL of a database, whose history is dropped."""
+async def history(runs: int, server: str | None = None, *, postgres: bool = False, projected: int = PROJECTED) -> None:
+    """In a file that is new; or in ``server``, the URL of a database, whose history is dropped; or in a server of its own."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)  # as `engine history run` has it
-    with tempfile.TemporaryDirectory(prefix="engine-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="engine-bench-") as folder, contextlib.ExitStack() as started:
+        if postgres:
+            server = _postgres(started)
         place = server or str(Path(folder) / "history.db")
-        print(f"\nhistory: {min(runs, PROJECTED):,} packed runs of 3 records, in batches of {BATCH_RECORDS:,}", flush=True)
-        store = HistoryStore(place, "bench")
-        store.open(fresh=True)
-        rate = _fill(store, _records(min(runs, PROJECTED), packed=True))
-        _judge("packed, no Kafka", rate, ENGINE_PACKED)
-        _multiply(store.database, runs)
-        rate = _fill(store, _records(min(runs, 20_000), packed=True, prefix="v"))
-        _judge("packed, no Kafka, the database full", rate, ENGINE_PACKED)
-        began = time.monotonic()
-        forgotten = store.forget(time.time(), 14 * 86_400.0, runs, 86_400.0)
-        print(f"  forgetting {forgotten:,} runs: {time.monotonic() - began:.2f} s", flush=True)
-        rate = _fill(store, _records(min(runs, 5_000), packed=False, prefix="u"))
-        _judge("unpacked, no Kafka, the database full", rate, ENGINE_UNPACKED)
-        large = add_bad_cases(store.database, time.time(), SPAN_SECONDS)
-        size = _size(store.database, place)
-        store.close()
-        print(f"  {size / 1e6:,.0f} MB, {size / runs:,.0f} bytes a run", flush=True)
+        large = _fill_up(place, runs, min(runs, projected))
         ask(place, large, SPAN_SECONDS)
-        await _over_kafka(Path(folder), min(runs, 40_000), server)
+        await visit(place, large, SPAN_SECONDS)
+        _forget(place, runs)
+        await _over_kafka(Path(folder), min(runs, projected), server)
+
+
+def _postgres(started: contextlib.ExitStack) -> str:
+    try:
+        own = PostgresUnderTest()
+    except NoPostgres as error:
+        raise SystemExit(str(error)) from error
+    started.callback(own.close)
+    return own.url()
+
+
+def _fill_up(place: str, runs: int, projected: int) -> str:
+    """Fill a database, and say how fast that was. Answers the id of a run with too many tasks."""
+    print(f"\nhistory: {projected:,} packed runs of 3 records, in batches of {BATCH_RECORDS:,}", flush=True)
+    store = HistoryStore(place, "bench")
+    store.open(fresh=True)
+    _judge("packed, no Kafka", _fill(store, _records(projected, packed=True)), ENGINE_PACKED)
+    _multiply(store.database, runs)
+    rate = _fill(store, _records(min(runs, 20_000), packed=True, prefix="v"))
+    _judge("packed, no Kafka, the database full", rate, ENGINE_PACKED)
+    rate = _fill(store, _records(min(runs, 5_000), packed=False, prefix="u"))
+    _judge("unpacked, no Kafka, the database full", rate, ENGINE_UNPACKED)
+    for kind, best, prefix in (("packed", ENGINE_PACKED, "w"), ("unpacked", ENGINE_UNPACKED, "x")):
+        records = _records(min(runs, 20_000), packed=kind == "packed", prefix=prefix, apart=True)
+        _judge(f"{kind}, no Kafka, the database full, followed closely", _fill(store, records, FOLLOWED), best)
+    large = add_bad_cases(store.database, time.time(), SPAN_SECONDS)
+    size = _size(store.database, place)
+    store.close()
+    print(f"  {size / 1e6:,.0f} MB, {size / runs:,.0f} bytes a run", flush=True)
+    return large
+
+
+def _forget(place: str, runs: int) -> None:
+    store = HistoryStore(place, "bench")
+    store.open()
+    for what, kept_seconds, kept_runs in (
+        ("nothing", 14 * 86_400.0, 2 * runs),
+        ("what is too much", 14 * 86_400.0, runs),
+        ("what is too old", SPAN_SECONDS / 2, runs),
+    ):
+        began, cpu = time.monotonic(), time.process_time()
+        forgotten = store.forget(time.time(), kept_seconds, kept_runs, 86_400.0)
+        seconds, cpu = time.monotonic() - began, time.process_time() - cpu
+        each = f", {seconds / forgotten * 1e6:.0f} µs each, {cpu / forgotten * 1e6:.0f} of our CPU" if forgotten else ""
+        print(f"  forgetting {what}: {forgotten:,} runs in {seconds:.2f} s{each}", flush=True)
+    store.close()
 
 
 def _size(db: WriteDatabase, place: str) -> int:
@@ -87,11 +126,11 @@ class Rate(msgspec.Struct, frozen=True):
     cpu_us: float
 
 
-def _fill(store: HistoryStore, records: Iterator[Record]) -> Rate:
+def _fill(store: HistoryStore, records: Iterator[Record], size: int = BATCH_RECORDS) -> Rate:
     """Reading and writing alone: making the records is not counted."""
     seconds, cpu, count = 0.0, 0.0, 0
     offsets = store.offsets()
-    while batch := list(itertools.islice(records, BATCH_RECORDS)):
+    while batch := list(itertools.islice(records, size)):
         began, cpu_began = time.monotonic(), time.process_time()
         offsets = store.write(read_all(batch, TOPIC), offsets).offsets
         seconds += time.monotonic() - began
@@ -158,22 +197,26 @@ def _judge(what: str, rate: Rate, best: int) -> None:
     )
 
 
-def _records(runs: int, *, packed: bool, prefix: str = "") -> Iterator[Record]:
-    """Runs one after the other, so many of them open at a time; the records of each in the order of the log."""
+def _records(runs: int, *, packed: bool, prefix: str = "", apart: bool = False) -> Iterator[Record]:
+    """So many runs open at a time; the records of each come in the order of the log, all at once, or ``apart``."""
     chance = random.Random(1)
     begin = time.time() - SPAN_SECONDS
-    offsets = [{"": 0, "v": 1 << 40, "u": 1 << 41}[prefix]] * PARTITIONS
+    offsets = [{"": 0, "v": 1 << 40, "u": 1 << 41, "w": 1 << 42, "x": 1 << 43}[prefix]] * PARTITIONS
     under_way: list[tuple[int, Iterator[tuple[bytes, Headers]]]] = []
     for number in range(runs + min(OPEN, runs)):
         if number < runs:
             run = _run(f"{prefix}{number}", number, begin + number * SPAN_SECONDS / runs, chance, packed=packed)
             under_way.append((number % PARTITIONS, run))
-        if not under_way or (len(under_way) < OPEN and number < runs):
-            continue
-        partition, written = under_way.pop(0) if number >= runs else under_way.pop(chance.randrange(len(under_way)))
-        for value, headers in written:
-            yield Record(TOPIC, partition, offsets[partition], None, value, headers, int(begin * 1000))
-            offsets[partition] += 1
+        # One ends for each that begins, and all of them in the end.
+        while len(under_way) >= OPEN or (under_way and number >= runs):
+            chosen = chance.randrange(len(under_way))
+            partition, written = under_way[chosen]
+            some = list(itertools.islice(written, 1 if apart else None))
+            for value, headers in some:
+                yield Record(TOPIC, partition, offsets[partition], None, value, headers, int(begin * 1000))
+                offsets[partition] += 1
+            if not (apart and some):
+                under_way.pop(chosen)
 
 
 def _run(name: str, number: int, at: float, chance: random.Random, *, packed: bool) -> Iterator[tuple[bytes, Headers]]:
