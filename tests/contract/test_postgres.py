@@ -324,7 +324,7 @@ def test_a_page_goes_through_no_more_rows_when_there_are_more_of_them(places: Pl
     ):
         database.rows = 0
         ask()
-        assert database.rows < 1_500
+        assert database.rows < 1_000
 
 
 def test_runs_that_have_ended_are_not_in_the_way_of_who_counts_the_open_ones(
