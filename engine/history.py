@@ -170,14 +170,15 @@ class History:
         columns = ("event_topic", "event_partition", "event_offset")
         same = " AND ".join(f"{{0}}.{name} = {{1}}.{name}" for name in columns)
         place = ", ".join(columns)
+        # PostgreSQL would join all of a table, to give some: with an offset it looks each one up, along the index of times.
         query = (
             f"SELECT scheduled_at, {place} FROM runs r WHERE event_topic IS NOT NULL AND scheduled_at < ?"  # noqa: S608
             f" AND NOT EXISTS (SELECT 1 FROM runs o WHERE {same.format('o', 'r')}"
-            " AND (o.scheduled_at, o.place) > (r.scheduled_at, r.place)) ORDER BY scheduled_at DESC LIMIT ?",
+            " AND (o.scheduled_at, o.place) > (r.scheduled_at, r.place) LIMIT 1 OFFSET 0) ORDER BY scheduled_at DESC LIMIT ?",
             f"SELECT at, {place} FROM letters l WHERE event_topic IS NOT NULL AND at < ?"  # noqa: S608
-            f" AND NOT EXISTS (SELECT 1 FROM runs r WHERE {same.format('r', 'l')})"
+            f" AND NOT EXISTS (SELECT 1 FROM runs r WHERE {same.format('r', 'l')} LIMIT 1 OFFSET 0)"
             f" AND NOT EXISTS (SELECT 1 FROM letters o WHERE {same.format('o', 'l')}"
-            " AND (o.at, o.partition, o.place) > (l.at, l.partition, l.place)) ORDER BY at DESC LIMIT ?",
+            " AND (o.at, o.partition, o.place) > (l.at, l.partition, l.place) LIMIT 1 OFFSET 0) ORDER BY at DESC LIMIT ?",
         )
         # Of those of one moment, which a cursor cannot part, all go on one page; a hundred more at most.
         found = [row for one in query for row in self._all(one, [before[0], limit + 100])]
@@ -237,7 +238,20 @@ class History:
 
     def flows(self, *, last: int = 200) -> list[FlowRow]:
         """Each flow by its last runs."""
-        return [self._flow(name, last) for name in self.flow_names()]
+        return [self.flow(name, last=last) for name in self.flow_names()]
+
+    def flow(self, flow: str, *, last: int = 200) -> FlowRow:
+        """A flow by its last runs."""
+        query = (
+            # The + keeps SQLite from the index of all that have ended: that of the flow has all that is asked for.
+            "SELECT state, ended_at - coalesce(started_at, scheduled_at) FROM runs"
+            " WHERE flow = ? AND +ended_at IS NOT NULL ORDER BY scheduled_at DESC LIMIT ?"
+        )
+        ended: list[tuple[str, float]] = self._all(query, [flow, last])
+        judged = [state for state, _ in ended if state != State.CANCELLED]
+        rate = judged.count(State.COMPLETED) / len(judged) if judged else None
+        seconds = sorted(seconds for state, seconds in ended if state == State.COMPLETED)
+        return FlowRow(flow, len(ended), rate, _share(seconds, 0.5), _share(seconds, 0.95), ended)
 
     def flow_names(self) -> list[str]:
         """The names of all flows that have runs."""
@@ -306,18 +320,6 @@ class History:
         first: RunRow | LetterRow | None = runs[0] if runs else letters[0] if letters else None
         source, event_id, kind = (None,) * 3 if first is None else (first.event_source, first.event_id, first.event_type)
         return EventRow(at, position.topic, position.partition, position.offset, source, event_id, kind, runs, letters)
-
-    def _flow(self, flow: str, last: int) -> FlowRow:
-        query = (
-            # The + keeps SQLite from the index of all that have ended: that of the flow has all that is asked for.
-            "SELECT state, ended_at - coalesce(started_at, scheduled_at) FROM runs"
-            " WHERE flow = ? AND +ended_at IS NOT NULL ORDER BY scheduled_at DESC LIMIT ?"
-        )
-        ended: list[tuple[str, float]] = self._all(query, [flow, last])
-        judged = [state for state, _ in ended if state != State.CANCELLED]
-        rate = judged.count(State.COMPLETED) / len(judged) if judged else None
-        seconds = sorted(seconds for state, seconds in ended if state == State.COMPLETED)
-        return FlowRow(flow, len(ended), rate, _share(seconds, 0.5), _share(seconds, 0.95), ended)
 
     def _runs(self, query: str, values: Sequence[Any]) -> list[RunRow]:
         return [RunRow(**dict(zip(RUN_KNOWN, row, strict=True))) for row in self._all(query, values)]
