@@ -39,8 +39,10 @@ async def ls(
     their last runs did."""
     settings = settings_of(handlers=handlers, history=history, app=app)
     if watch and (settings.handlers or histories_of(settings) is None):
-        cause = "what handlers declare does not change" if settings.handlers else "there is no history database"
-        raise UsageError("--watch", cause, "Name no handlers, and a history that `engine history run` fills: --history.")
+        if settings.handlers:
+            raise UsageError("--watch", "what handlers declare does not change", "Name no handlers: then it shows the history.")
+        remedy = "Start `engine dev`, or name with --history one that `engine history run` or `engine dashboard` fills."
+        raise UsageError("--watch", "there is no history database", remedy)
 
     async def look() -> Shown:
         flows = _declared(settings)

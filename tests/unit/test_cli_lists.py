@@ -160,3 +160,11 @@ def test_flows_of_the_history_are_watched_with_how_they_do(
     assert [(one.get("runs"), one.get("success_rate")) for one in seen] == [(None, None), (1, 1.0)]
     assert run("flows", "ls", "--watch", "--handlers", "handlers/flights.py") == 2
     assert "what handlers declare does not change" in capsys.readouterr().err
+
+
+def test_flows_that_do_not_change_are_not_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the error names what to do, which differs."""
+    assert run("flows", "ls", "--watch", "--history", str(tmp_path / "none.db")) == 2
+    assert "there is no history database. Start `engine dev`" in capsys.readouterr().err
+    assert run("flows", "ls", "handlers/clicks.py", "--watch") == 2
+    assert "what handlers declare does not change. Name no handlers" in capsys.readouterr().err

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.kafka_connection import shortage
+from engine.kafka_connection import KafkaConnection, shortage
+from engine.settings import Settings
 
 
 def partition(number: int, in_sync: int, leader: int = 1) -> dict[str, object]:
@@ -39,3 +40,8 @@ def test_of_many_the_first_is_named_and_the_others_are_counted() -> None:
 
 def test_who_may_not_read_settings_hears_nothing_wrong() -> None:
     assert shortage({("orders", 0)}, {"orders": [partition(0, 1)]}, {}) == ""
+
+
+@pytest.mark.parametrize("text", ["node 1 is not ready.", "node 1 is not ready"])
+def test_the_cause_is_one_sentence_whether_or_not_it_ends_as_one(text: str) -> None:
+    assert "is not ready. Is it running" in str(KafkaConnection(Settings()).unavailable(OSError(text)))
