@@ -144,10 +144,11 @@ def _listen(address: str) -> socket.socket:
         return socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, ValueError, OverflowError) as error:
         # create_server's own words tell the address once more. Numbers below 0 are of names that nobody knows.
-        known = isinstance(error, OSError) and (error.errno or 0) > 0
+        number = error.errno if isinstance(error, OSError) else None
+        cause = os.strerror(number) if number is not None and number > 0 else str(error)
         raise SettingsError(
             "http",
             address,
-            f"cannot listen there: {os.strerror(error.errno) if known else error}",
+            f"cannot listen there: {cause.rstrip('.')}",
             "Free the port, or choose another; port 0 takes a free one.",
         ) from error
