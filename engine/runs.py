@@ -138,6 +138,11 @@ class FlowRun:
         #: Why it is to end as soon as its owner comes to it, where somebody wants that.
         self.cancelled: str | None = None
 
+    @property
+    def context(self) -> str:
+        """The context of its span; empty where it is in no trace."""
+        return run_context(self.traceparent or "", self.run_id)
+
     def apply(self, change: StateChange) -> bool:
         """Take in a change read from the state topic; False for one that was taken in before.
 

@@ -20,7 +20,15 @@ _START_SECONDS = 60.0
 USER, PASSWORD = "ada", "l0ve/lace@1"  # with what has to be encoded in a URL
 _ENCODED = "l0ve%2Flace%401"
 #: What nobody will miss when the machine loses power.
-_OPTIONS = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "unix_socket_directories=", "log_min_messages=fatal")
+_OPTIONS = (
+    "fsync=off",
+    "full_page_writes=off",
+    "synchronous_commit=off",
+    "unix_socket_directories=",
+    "log_min_messages=fatal",
+    # A test of many examples keeps the stores of all of them open.
+    "max_connections=500",
+)
 
 
 class NoPostgres(Exception):
