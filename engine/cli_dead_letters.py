@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from engine import logs
+from engine.cli_console import CommandConsole
 from engine.cli_flags import AppFlag, HistoryFlag, JsonFlag, KafkaFlag, settings_of
 from engine.cli_histories import histories_of
 from engine.cli_letters import as_data, as_page, as_table, whole_as_data
@@ -86,7 +86,7 @@ async def show(
     if json:
         put(json_text(whole_as_data(entry, letter)))
     else:
-        Console(highlight=False, soft_wrap=True).print(as_page(entry, letter))
+        CommandConsole(soft_wrap=True).print(as_page(entry, letter))
 
 
 async def replay(

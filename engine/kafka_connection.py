@@ -73,7 +73,8 @@ class KafkaConnection:
 
     def unavailable(self, error: BaseException) -> KafkaUnavailable:
         """What to raise in place of an error of aiokafka."""
-        cause = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+        # Some of its texts end with a full stop, others do not.
+        cause = "no answer in time" if isinstance(error, TimeoutError) else str(error).rstrip(". ") or type(error).__name__
         return KafkaUnavailable(self.settings.kafka, cause)
 
     async def why(self, failure: KafkaUnavailable, written: Collection[Partition]) -> KafkaUnavailable:

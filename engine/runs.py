@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -21,6 +22,11 @@ def digest(*parts: str) -> str:
         made.update(len(text).to_bytes(4, "big"))  # so that no two identities run together into the same bytes
         made.update(text)
     return made.hexdigest()
+
+
+def is_run_id(text: str) -> bool:
+    """Whether ``text`` is the whole id of a run, not a beginning of it."""
+    return re.fullmatch("[0-9a-f]{32}", text) is not None
 
 
 def run_id_of(app: str, flow: str, source: str, event_id: str) -> str:

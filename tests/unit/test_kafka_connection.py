@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.kafka_connection import OFFSETS_TOPIC, offsets_shortage, shortage
+from engine.kafka_connection import OFFSETS_TOPIC, KafkaConnection, offsets_shortage, shortage
+from engine.settings import Settings
 
 
 def partition(number: int, in_sync: int, leader: int = 1) -> dict[str, object]:
@@ -59,3 +60,8 @@ def test_of_the_offsets_of_a_group_the_partition_that_keeps_them_counts(group: s
 
 def test_before_anybody_has_committed_nothing_is_short() -> None:
     assert offsets_shortage("shop.intake", {}, {}) == ""
+
+
+@pytest.mark.parametrize("text", ["node 1 is not ready.", "node 1 is not ready"])
+def test_the_cause_is_one_sentence_whether_or_not_it_ends_as_one(text: str) -> None:
+    assert "is not ready. Is it running" in str(KafkaConnection(Settings()).unavailable(OSError(text)))
