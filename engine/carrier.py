@@ -14,7 +14,7 @@ from typing import Any
 
 from distributed import Worker
 
-from engine.log_outbox import Outbox
+from engine.log_outbox import LogOutbox
 from engine.logs import logger
 from engine.packing import run_parcel
 from engine.parcels import Hung, Outcome, Timed, decode_parcel, encode_hung, encode_outcomes, encode_timed
@@ -56,7 +56,7 @@ class Carrier:
         worker: Worker,
         restarter: Restarter,
         tracer: Tracer,
-        logs: Outbox,
+        logs: LogOutbox,
         send_logs: Callable[[], None],
         store_of: Callable[[str], ResultStore],
         *,

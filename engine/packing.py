@@ -18,7 +18,7 @@ import structlog
 from engine.errors import EventError, TaskTimeout
 from engine.flows import Flow
 from engine.log_catcher import speaker
-from engine.log_outbox import Outbox
+from engine.log_outbox import LogOutbox
 from engine.logs import context_variables
 from engine.packed_attempts import PackedSpeaker, failure_in_user_code
 from engine.packed_calls import PackedRecording
@@ -47,7 +47,7 @@ def run_parcel(
     tell: Tell,
     *,
     tracer: Tracer,
-    logs: Outbox | None = None,
+    logs: LogOutbox | None = None,
     worker: str = "",
     pending: deque[Outcome] | None = None,
     on_stuck: OnStuck | None = None,
@@ -74,7 +74,7 @@ def run_parcel(
         failure, now = failure_in_user_code(error), time.time()
         tell([Outcome(run.run_id, run.attempt, State.FAILED, now, now, error=failure) for run in parcel.runs])
         return
-    logs = Outbox() if logs is None else logs
+    logs = LogOutbox() if logs is None else logs
     packed = _PackedFlow(flow, parcel, tracer, logs, worker, context, on_stuck, keep, whereabouts)
     told_at = time.monotonic()
     for run in parcel.runs:
@@ -111,7 +111,7 @@ class _PackedFlow:
         flow: Flow[..., Any],
         parcel: Parcel,
         tracer: Tracer,
-        logs: Outbox,
+        logs: LogOutbox,
         worker: str,
         context: Context,
         on_stuck: OnStuck | None,

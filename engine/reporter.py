@@ -25,7 +25,7 @@ from engine.deadlines import end_hung_process
 from engine.errors import ResultStoreError
 from engine.executor import Call, Report, decode_call, decode_reports, encode_reports, run_of
 from engine.log_catcher import catcher
-from engine.log_outbox import Outbox
+from engine.log_outbox import LogOutbox
 from engine.logs import logger
 from engine.restarter import Restarter, owns_process
 from engine.results import ResultStore
@@ -55,7 +55,7 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         """Called by the worker, once."""
         self.address = worker.address
         self.tracer = Tracer.from_environment("engine-worker")
-        self.logs = Outbox()
+        self.logs = LogOutbox()
         catcher.begin(self)
         self._worker = worker
         #: Whether a task that cannot be stopped ends this process.

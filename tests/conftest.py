@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 import psutil
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 from engine.apache import ApacheKafka
 from engine.command_errors import ApacheError
@@ -19,6 +20,10 @@ from tests.postgres_under_test import NoPostgres, PostgresUnderTest
 
 #: A child process or a task that is on its way out gets so long.
 LEAVING_SECONDS = 5.0
+
+# Time says nothing on a machine that does other things as well; what an example proves does not depend on it.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)
