@@ -21,8 +21,8 @@ WORTH_SECONDS = 0.002
 FIRST_GUESS_SECONDS = 0.005
 #: A run whose worker has died so often, with no other run of its parcel left, ends CRASHED.
 MAX_DEATHS = 3
-#: So many deaths of its worker may be laid to others. Then one counts: what holds the interpreter without a deadline would go on
-#: for ever, and end those beside it that have one.
+#: So many deaths of its worker may be laid to others, then one counts. Else what holds the interpreter without a deadline would
+#: go on for ever, and end those beside it that have one.
 MAX_SPARED = 3
 #: How much one measured run counts against all before it.
 _WEIGHT = 0.02
