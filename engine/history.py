@@ -171,23 +171,29 @@ class History:
         same = " AND ".join(f"{{0}}.{name} = {{1}}.{name}" for name in columns)
         place = ", ".join(columns)
         # PostgreSQL would join all of a table, to give some: with an offset it looks each one up, along the index of times.
-        query = (
+        runs = (
             f"SELECT scheduled_at, {place} FROM runs r WHERE event_topic IS NOT NULL AND scheduled_at < ?"  # noqa: S608
             f" AND NOT EXISTS (SELECT 1 FROM runs o WHERE {same.format('o', 'r')}"
-            " AND (o.scheduled_at, o.place) > (r.scheduled_at, r.place) LIMIT 1 OFFSET 0) ORDER BY scheduled_at DESC LIMIT ?",
-            f"SELECT at, {place} FROM letters l WHERE event_topic IS NOT NULL AND at < ?"  # noqa: S608
+            " AND (o.scheduled_at, o.place) > (r.scheduled_at, r.place) LIMIT 1 OFFSET 0) ORDER BY scheduled_at DESC LIMIT ?"
+        )
+        letters = (
+            f"SELECT at, {place} FROM letters l WHERE event_topic IS NOT NULL AND at < ? AND at >= ?"  # noqa: S608
             f" AND NOT EXISTS (SELECT 1 FROM runs r WHERE {same.format('r', 'l')} LIMIT 1 OFFSET 0)"
             f" AND NOT EXISTS (SELECT 1 FROM letters o WHERE {same.format('o', 'l')}"
-            " AND (o.at, o.partition, o.place) > (l.at, l.partition, l.place) LIMIT 1 OFFSET 0) ORDER BY at DESC LIMIT ?",
+            " AND (o.at, o.partition, o.place) > (l.at, l.partition, l.place) LIMIT 1 OFFSET 0) ORDER BY at DESC LIMIT ?"
         )
         # Of those of one moment, which a cursor cannot part, all go on one page; a hundred more at most.
-        found = [row for one in query for row in self._all(one, [before[0], limit + 100])]
+        most = limit + 100
+        found = self._all(runs, [before[0], most])
+        is_cut = len(found) == most
+        # Those before all of these runs are of a later page; and most of them may be of runs, which it takes a look to know.
+        found += self._all(letters, [before[0], found[-1][0] if is_cut else float("-inf"), most])
         found.sort(key=lambda row: (-row[0], row[1:]))
         shown = found[:limit]
         while len(shown) < len(found) and found[len(shown)][0] == shown[-1][0]:
             shown.append(found[len(shown)])
         events = [self._event(at, Position(topic, partition, offset)) for at, topic, partition, offset in shown]
-        return Page(events, f"{shown[-1][0]!r},0" if len(shown) < len(found) else None)
+        return Page(events, f"{shown[-1][0]!r},0" if is_cut or len(shown) < len(found) else None)
 
     def event(self, position: Position) -> EventRow | None:
         """One event by where it lies; None where neither a run nor a dead letter speaks of it."""
@@ -245,10 +251,7 @@ class History:
             " WHERE flow = ? AND +ended_at IS NOT NULL ORDER BY scheduled_at DESC LIMIT ?"
         )
         ended: list[tuple[str, float]] = self._all(query, [flow, last])
-        judged = [state for state, _ in ended if state != State.CANCELLED]
-        rate = judged.count(State.COMPLETED) / len(judged) if judged else None
-        seconds = sorted(seconds for state, seconds in ended if state == State.COMPLETED)
-        return FlowRow(flow, len(ended), rate, _share(seconds, 0.5), _share(seconds, 0.95), ended)
+        return FlowRow.of(flow, ended)
 
     def flow_names(self) -> list[str]:
         """The names of all flows that have runs."""
@@ -336,10 +339,6 @@ def _line(row: Sequence[Any]) -> LetterLine:
 def cursor_of(run: RunRow) -> str:
     """The cursor with which a list of runs goes on behind this one."""
     return f"{run.scheduled_at!r},{run.place}"
-
-
-def _share(ordered: Sequence[float], share: float) -> float | None:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
 def _from_cursor(cursor: str) -> list[Any]:

@@ -52,7 +52,7 @@ def _addresses(place: str, large: str, span_seconds: float) -> list[str]:
         *(f"/runs/{run.run_id}{tab}" for tab in ("", "/graph", "/logs", "/changes")),
         *(f"/runs/{large}{tab}" for tab in ("", "/graph", "/logs", "/changes", "/task?name=resize/0.7")),
         *("/flows", "/flows/flow_01", "/events", f"/events?cursor={middle}"),
-        *("/dead-letters", "/dead-letters?all=1", "/dead-letters?reason=run-failed", f"/dead-letters/{letter}"),
+        *("/dead-letters", "/dead-letters?all=1", "/dead-letters?reason=too-large", f"/dead-letters/{letter}"),
         *("/cluster", "/about"),
         *(f"{api.ROOT}/{path}" for path in ("runs", f"runs/{run.run_id}", "flows", "events", "dead-letters")),
     ]
