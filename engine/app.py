@@ -131,6 +131,9 @@ class App:
 
     async def _start(self) -> None:
         settings = self.settings
+        if self._gateway is not None:
+            # Before a group is joined: who cannot listen, again and again perhaps, must take no partition from those that run.
+            self._gateway.check()
         await self._patiently(lambda: self._broker.ensure_topics(self._topics()))
         for sink in (self._intake_sink, self._state_sink):
             await self._patiently(sink.start)

@@ -41,7 +41,7 @@ _GROUPS = {
     ),
     "states": ("See state changes.", {"tail": ("engine.cli_states:tail", "Show state changes as they happen.")}),
     "runs": (
-        "Look at runs, and repeat them.",
+        "Look at runs, stop them, and repeat them.",
         {
             "ls": ("engine.cli_run_lists:ls", "List runs, the newest first."),
             "show": ("engine.cli_run_lists:show", "Show one run: its tasks with their attempts, and its state changes."),
@@ -75,7 +75,7 @@ _GROUPS = {
     "flows": (
         "Look at flows, and start runs of them.",
         {
-            "ls": ("engine.cli_flows:ls", "List the flows that the handlers declare, and their triggers."),
+            "ls": ("engine.cli_flows:ls", "List flows and their triggers: of handlers, or of the engines that run."),
             "show": ("engine.cli_flows:show", "Show one flow: its triggers and the schema of its parameters."),
             "run": ("engine.cli_flow_starts:run", "Start a run by hand."),
         },

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.text import Text
 
 from engine import logs
+from engine.cli_console import CommandConsole
 from engine.cli_flags import AppFlag, DaskFlag, HandlersFlag, JsonFlag, KafkaFlag, settings_of
 from engine.cli_output import json_text, put
 from engine.doctor import examine
@@ -31,7 +31,7 @@ async def doctor(
     logs.configure()
     settings = settings_of(app=app, kafka=kafka, dask=dask, handlers=handlers)
     checks = await examine(settings, KafkaBroker(settings))
-    console = Console(highlight=False, soft_wrap=True)
+    console = CommandConsole(soft_wrap=True)
     for check in checks:
         if json:
             shown = {"check": check.name, "ok": check.ok, "found": check.found}

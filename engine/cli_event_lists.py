@@ -10,17 +10,16 @@ from typing import Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from engine.broker import Broker, Partition, Record, Source, Standing
+from engine.cli_console import CommandConsole
 from engine.cli_flags import AppFlag, HistoryFlag, JsonFlag, KafkaFlag, settings_of
-from engine.cli_histories import Look, histories_of, looking
+from engine.cli_histories import Look, declared, looking
 from engine.cli_output import json_text, put, short
 from engine.cli_watch import Shown, WatchFlag
 from engine.cli_watch import show as repeatedly
-from engine.declaration_reader import DeclarationReader
 from engine.declarations import Declaration
 from engine.event_fates import Fate
 from engine.event_lister import EventLister, Listed
@@ -87,7 +86,7 @@ async def tail(
 ) -> None:
     """Show the last events of a topic, the oldest first, and with --follow each that comes as soon as its fate is known."""
     settings = settings_of(app=app, kafka=kafka, history=history)
-    console = Console(highlight=False, soft_wrap=True)
+    console = CommandConsole(soft_wrap=True)
 
     def show(one: Listed) -> None:
         if json:
@@ -168,10 +167,7 @@ async def _view(settings: Settings, topic: str) -> AsyncIterator[_View]:
     view: _View | None = None
     try:
         async with looking(settings) as look:
-            declared = {one.name: one for one in look.history.declarations()}
-            if not declared:
-                declared = await DeclarationReader(settings, broker, histories_of(settings)).all()
-            view = _View(settings, broker, topic, look, declared)
+            view = _View(settings, broker, topic, look, await declared(settings, broker, look))
             yield view
     finally:
         if view is not None:

@@ -1,26 +1,29 @@
-"""``engine flows ls`` and ``show``: what the handlers declare, or where none are named, what the history says engines have."""
+"""``engine flows ls`` and ``show``: what the handlers declare, or where none are named, what running engines have declared."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engine.cli_flags import AppFlag, HandlersFlag, HistoryFlag, JsonFlag, settings_of
-from engine.cli_histories import histories_of
+from engine.broker import Broker
+from engine.cli_console import CommandConsole
+from engine.cli_flags import AppFlag, HandlersFlag, HistoryFlag, JsonFlag, KafkaFlag, settings_of
+from engine.cli_histories import Look, declared, looking
 from engine.cli_output import json_text, put
 from engine.cli_watch import Shown, WatchFlag
 from engine.cli_watch import show as repeatedly
 from engine.command_errors import NotFound, UsageError
 from engine.declarations import Declaration, Trigger, declare
 from engine.history_rows import FlowRow
+from engine.kafka import KafkaBroker
 from engine.loader import load
 from engine.settings import Settings
 from engine.states import utc
@@ -33,26 +36,68 @@ async def ls(
     watch: WatchFlag = False,
     history: HistoryFlag = None,
     app: AppFlag = None,
+    kafka: KafkaFlag = None,
     json: JsonFlag = False,
 ) -> None:
-    """List flows: signature, triggers and where each stands. Of the handlers, or else of the engines in the history, with how
-    their last runs did."""
-    settings = settings_of(handlers=handlers, history=history, app=app)
-    if watch and (settings.handlers or histories_of(settings) is None):
-        cause = "what handlers declare does not change" if settings.handlers else "there is no history database"
-        raise UsageError("--watch", cause, "Name no handlers, and a history that `engine history run` fills: --history.")
+    """List flows: signature, triggers and where each stands. Of the handlers, or else of the engines, with how their last
+    runs did."""
+    settings = settings_of(handlers=handlers, history=history, app=app, kafka=kafka)
+    if watch and settings.handlers:
+        raise UsageError("--watch", "what handlers declare does not change", "Name no handlers: then engines are asked.")
+    async with _flows(settings) as flows:
 
-    async def look() -> Shown:
-        flows = _declared(settings)
-        done = {} if settings.handlers else _done(settings)
-        words = "no flows: name the handlers, e.g. engine flows ls handlers/flights.py, or set ENGINE_HANDLERS"
-        return Shown(
-            lambda: ((name, _description(flow) | _counted(done.get(name))) for name, flow in flows.items()),
-            lambda width: _table(flows, done) if flows else None,
-            "" if flows else words,
-        )
+        async def look() -> Shown:
+            found, done = await flows.all(), flows.done()
+            return Shown(
+                lambda: ((name, _description(flow) | _counted(done.get(name))) for name, flow in found.items()),
+                lambda width: _table(found, done) if found else None,
+                "" if found else "no flows: no engine has declared any; of handlers: engine flows ls handlers/flights.py",
+            )
 
-    await repeatedly(look, watch=watch, json=json)
+        await repeatedly(look, watch=watch, json=json, again=flows.again)
+
+
+class _Loaded:
+    """The flows of handlers."""
+
+    def __init__(self, handlers: Sequence[str]) -> None:
+        self._declared = {name: declare(flow, utc(time.time())) for name, flow in load(handlers).items()}
+
+    async def all(self) -> dict[str, Declaration]:
+        return self._declared
+
+    def done(self) -> dict[str, FlowRow]:
+        return {}
+
+    async def again(self) -> None:
+        return
+
+
+class _Running:
+    """The flows of engines, as the history or the topic has them."""
+
+    def __init__(self, settings: Settings, broker: Broker, look: Look) -> None:
+        self._settings, self._broker, self._look = settings, broker, look
+        self.again = look.again
+
+    async def all(self) -> dict[str, Declaration]:
+        return await declared(self._settings, self._broker, self._look)
+
+    def done(self) -> dict[str, FlowRow]:
+        return {row.flow: row for row in self._look.history.flows()}
+
+
+@asynccontextmanager
+async def _flows(settings: Settings) -> AsyncIterator[_Loaded | _Running]:
+    if settings.handlers:
+        yield _Loaded(settings.handlers)
+        return
+    broker = KafkaBroker(settings)
+    try:
+        async with looking(settings) as look:
+            yield _Running(settings, broker, look)
+    finally:
+        await broker.close()
 
 
 def _table(flows: Mapping[str, Declaration], done: Mapping[str, FlowRow]) -> Table:
@@ -72,14 +117,6 @@ def _table(flows: Mapping[str, Declaration], done: Mapping[str, FlowRow]) -> Tab
     return table
 
 
-def _done(settings: Settings) -> dict[str, FlowRow]:
-    histories = histories_of(settings)
-    if histories is None:
-        return {}
-    with histories() as history:
-        return {row.flow: row for row in history.flows()}
-
-
 def _counted(row: FlowRow | None) -> dict[str, Any]:
     """Of the last runs that ended, for a program; nothing where none did, or nobody knows."""
     if row is None:
@@ -87,24 +124,26 @@ def _counted(row: FlowRow | None) -> dict[str, Any]:
     return {name: getattr(row, name) for name in ("runs", "success_rate", "p50_seconds", "p95_seconds")}
 
 
-def show(
+async def show(
     name: Annotated[str, Parameter(help="Name of the flow.")],
     handlers: HandlersFlag = None,
     *,
     history: HistoryFlag = None,
     app: AppFlag = None,
+    kafka: KafkaFlag = None,
     json: JsonFlag = False,
 ) -> None:
     """Show one flow: signature, triggers, place, and the JSON schema of its parameters."""
-    flows = _declared(settings_of(handlers=handlers, history=history, app=app))
+    async with _flows(settings_of(handlers=handlers, history=history, app=app, kafka=kafka)) as found:
+        flows = await found.all()
     flow = flows.get(name)
     if flow is None:
-        known = f"Known: {', '.join(sorted(flows))}." if flows else "No handlers are loaded: name them, or set ENGINE_HANDLERS."
+        known = f"Known: {', '.join(sorted(flows))}." if flows else "No engine has declared any: name the handlers."
         raise NotFound("flow", name, known)
     if json:
         put(json_text(_description(flow) | {"parameters": flow.parameters, "data": flow.data}))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = CommandConsole(soft_wrap=True)
     console.print(Text(printable(flow.signature), "bold"))
     if flow.doc:
         console.print(Text("\n".join(printable(line) for line in flow.doc.splitlines()), "dim"))
@@ -113,14 +152,6 @@ def show(
     console.print(Text.assemble("declared    ", _place(flow)))
     console.print(Text("the data of its events, as JSON schema:"))
     console.print(Text(msgspec.json.format(msgspec.json.encode(flow.data)).decode()))
-
-
-def _declared(settings: Settings) -> dict[str, Declaration]:
-    histories = histories_of(settings)
-    if settings.handlers or histories is None:
-        return {name: declare(flow, utc(time.time())) for name, flow in load(settings.handlers).items()}
-    with histories() as history:
-        return {flow.name: flow for flow in history.declarations()}
 
 
 def _description(flow: Declaration) -> dict[str, Any]:

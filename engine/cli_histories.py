@@ -6,7 +6,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 
 from engine import logs
+from engine.broker import Broker
 from engine.cli_output import say
+from engine.declaration_reader import DeclarationReader
+from engine.declarations import Declaration
 from engine.history import History
 from engine.history_opener import is_there
 from engine.history_places import IN_MEMORY
@@ -67,6 +70,13 @@ async def looking(settings: Settings) -> AsyncIterator[Look]:
     finally:
         await projector.close()
         await broker.close()
+
+
+async def declared(settings: Settings, broker: Broker, look: Look) -> dict[str, Declaration]:
+    """The flows that engines have declared, by name; raises as ``looking`` does."""
+    # What engines said at their start may be older than the last records of the topic.
+    known = {one.name: one for one in look.history.declarations()}
+    return known or await DeclarationReader(settings, broker, histories_of(settings)).all()
 
 
 @asynccontextmanager

@@ -8,17 +8,19 @@ from typing import Annotated, Literal
 
 import msgspec
 from cyclopts import Parameter
-from rich.console import Console
 from rich.text import Text
 
 from engine import logs as own_logs
+from engine.cli_console import CommandConsole
 from engine.cli_flags import AppFlag, HistoryFlag, JsonFlag, KafkaFlag, settings_of
 from engine.cli_output import json_text, put, say
+from engine.command_errors import NotFound
 from engine.history import History
 from engine.history_opener import is_there
 from engine.kafka import KafkaBroker
 from engine.log_feeds import LAST_RECORDS, Feed, HistoryFeed, TopicFeed
 from engine.log_rows import LogFilter, LogRow
+from engine.runs import is_run_id
 from engine.states import utc
 from engine.terminal import printable, printable_lines
 
@@ -49,8 +51,11 @@ async def logs(
     if is_there(settings.history_path):
         feed = HistoryFeed(History.open(settings.history_path), run_id, wanted, settings.app)
     else:
+        if not is_run_id(run_id):
+            remedy = "Without a history database its whole id is needed: `engine runs ls` has it."
+            raise NotFound("run", run_id, remedy)
         feed = topic = TopicFeed(settings, KafkaBroker(settings), run_id, wanted)
-    console = Console(highlight=False, soft_wrap=True)
+    console = CommandConsole(soft_wrap=True)
     try:
         found = await feed.latest(max(1, limit))
         if topic is not None and topic.is_cut:
@@ -64,7 +69,7 @@ async def logs(
         await feed.close()
 
 
-async def _follow(console: Console, feed: Feed, *, json: bool) -> None:
+async def _follow(console: CommandConsole, feed: Feed, *, json: bool) -> None:
     settled_at: float | None = None
     while True:
         # Asked first: what was said before the end is then among the lines that follow, or will be soon.
@@ -80,7 +85,7 @@ async def _follow(console: Console, feed: Feed, *, json: bool) -> None:
             return
 
 
-def _show(console: Console, lines: list[LogRow], *, json: bool) -> None:
+def _show(console: CommandConsole, lines: list[LogRow], *, json: bool) -> None:
     for line in lines:
         if json:
             put(json_text(msgspec.structs.asdict(line) | {"at": utc(line.at)}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from rich.table import Table
@@ -22,6 +22,8 @@ _PAYLOADS = ("parameters", "result")
 _DETAIL_WIDTH = 100
 #: A terminal of so many characters has room for all columns of a list of runs.
 _WIDE = 120
+#: Where there is none, so much is there of the longest name of a flow.
+_LEAST_FLOW = 12
 
 
 def run_as_data(run: RunRow) -> dict[str, Any]:
@@ -54,8 +56,11 @@ def runs_as_table(runs: Sequence[RunRow], width: int = _WIDE) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name, least in ("SCHEDULED", 19 if is_wide else 14), ("STATE", 9), ("RUN", 32):
         table.add_column(name, no_wrap=True, min_width=least)
+    # A long reason gives way to the flow's name, not the other way round.
+    longest = min(_LEAST_FLOW, max((len(run.flow) for run in runs), default=0))
     for name in ("FLOW", "KEY", "TASKS", "TOOK", "WHY") if is_wide else ("FLOW", "WHY"):
-        table.add_column(name, no_wrap=not is_wide, overflow="fold" if is_wide else "ellipsis")
+        overflow: Literal["fold", "ellipsis"] = "fold" if is_wide else "ellipsis"
+        table.add_column(name, no_wrap=not is_wide, overflow=overflow, min_width=longest if name == "FLOW" else None)
     for run in runs:
         key = "" if run.run_key is None else short(run.run_key, 24)
         counts = (key, f"{run.tasks_ended}/{run.tasks}", _took(run.started_at, run.ended_at)) if is_wide else ()
@@ -94,7 +99,8 @@ def tasks_as_table(tasks: Sequence[TaskRow]) -> Table:
     """A line an attempt, with how long it was queued and how long it ran."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("TASK RUN", "STATE", "ATTEMPT", "QUEUED", "RAN", "WORKER", "WHY"):
-        table.add_column(name)
+        # Names and workers are there to be copied, so nothing of them is left out.
+        table.add_column(name, overflow="fold")
     for task in tasks:
         name = printable(task.name)
         for attempt in attempts_of(task.attempts):

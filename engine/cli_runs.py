@@ -6,14 +6,15 @@ import asyncio
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from engine import logs
 from engine.cli_changes import as_json, as_line
+from engine.cli_console import CommandConsole
 from engine.cli_flags import AppFlag, JsonFlag, KafkaFlag, settings_of
 from engine.cli_output import put
 from engine.command_errors import NotFound, RunTimeout
 from engine.kafka import KafkaBroker
+from engine.runs import is_run_id
 from engine.states import State, StateChange
 from engine.subscriber import Subscription
 
@@ -29,12 +30,13 @@ async def watch(
     """Print the changes of one run until it has ended. Exits 0 when it COMPLETED, 1 otherwise, 3 when there is no such run."""
     logs.configure()
     settings = settings_of(app=app, kafka=kafka)
-    console = Console(highlight=False, soft_wrap=True)
+    console = CommandConsole(soft_wrap=True)
     seen: list[StateChange] = []
 
     def expect_seen() -> None:
         if not seen:
-            remedy = f"Its changes may have expired, or it belongs to another app than {settings.app} (--app)."
+            whole = "Its changes may have expired" if is_run_id(run_id) else "Its whole id is needed: `engine runs ls` has it"
+            remedy = f"{whole}, or it belongs to another app than {settings.app} (--app)."
             raise NotFound("run", run_id, remedy)
 
     subscription = Subscription(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from engine import logs
 from engine.cli_changes import as_json, as_line
+from engine.cli_console import CommandConsole
 from engine.cli_flags import AppFlag, JsonFlag, KafkaFlag, settings_of
 from engine.cli_output import put
 from engine.kafka import KafkaBroker
@@ -35,7 +35,7 @@ async def tail(
     """Show state changes as they happen, until Ctrl-C. With --json: the data of each change, a line each."""
     logs.configure()
     settings = settings_of(app=app, kafka=kafka)
-    console = Console(highlight=False, soft_wrap=True)
+    console = CommandConsole(soft_wrap=True)
     subscription = Subscription(
         KafkaBroker(settings),
         settings.states_topic,

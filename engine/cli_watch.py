@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from engine.cli_console import CommandConsole
 from engine.cli_output import json_text, put, say
 
 WatchFlag = Annotated[
@@ -70,7 +71,7 @@ async def show(
 
 
 def _print(shown: Shown, *, soft_wrap: bool) -> None:
-    console = Console(highlight=False, soft_wrap=soft_wrap)
+    console = CommandConsole(soft_wrap=soft_wrap)
     drawn = shown.drawn(console.width)
     if drawn is not None:
         console.print(drawn)
@@ -80,5 +81,5 @@ def _print(shown: Shown, *, soft_wrap: bool) -> None:
 
 def _screen(*, is_on: bool) -> Live:
     """What shows a list that changes; where it is off, or output is no terminal, nothing moves."""
-    console = Console(highlight=False) if is_on else Console(file=io.StringIO())
+    console = CommandConsole() if is_on else Console(file=io.StringIO())
     return Live(console=console, auto_refresh=False, vertical_overflow="crop")

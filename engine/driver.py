@@ -30,7 +30,6 @@ from engine.settings import Settings
 from engine.states import Failure, StateChange
 from engine.steps import Step
 from engine.telemetry import Tracer
-from engine.trace_contexts import run_context
 from engine.waitlist import Waitlist
 from engine.wiring import Start, Wirer
 
@@ -206,7 +205,7 @@ class Driver:
             max_tasks=self._settings.max_run_tasks,
             window=self._settings.map_window,
         )
-        driven = Driven(progress, ledger, self._settings.app, run_context(run.traceparent or "", run.run_id))
+        driven = Driven(progress, ledger, self._settings.app, run.context)
         self._driven[run.run_id] = driven
         return driven
 

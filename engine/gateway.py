@@ -52,6 +52,10 @@ class Gateway:
         """``host:port`` where it listens, the port being the real one where the settings say 0."""
         return self._server.address
 
+    def check(self) -> None:
+        """Raise SettingsError where the address cannot be had now; take nothing."""
+        self._server.check()
+
     async def start(self) -> None:
         """Listen. Raises SettingsError where the address cannot be had."""
         await self._server.start()

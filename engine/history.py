@@ -17,6 +17,7 @@ from engine.errors import EventError
 from engine.events import Position, Reason
 from engine.history_database import ReadDatabase, Version
 from engine.history_opener import reading
+from engine.history_queries import EVENTS_OF_LETTERS, EVENTS_OF_RUNS, LETTERS, LIES
 from engine.history_rows import Change, EventRow, FlowRow, LetterLine, Page, RunFilter, WorkerRow
 from engine.history_schema import MINUTE, RUN_KNOWN, LetterRow, Offsets, Progress, RunRow, TaskRow
 from engine.letter_lists import Status
@@ -24,18 +25,6 @@ from engine.log_rows import ALL_LINES, LogFilter, LogRow, select
 from engine.states import State
 
 __all__ = ["History", "cursor_of", "Change", "EventRow", "FlowRow", "LetterLine", "Page", "RunFilter", "WorkerRow"]
-
-#: The place of a letter in the list: its partition and its offset, of 48 bits.
-_LIES = f"l.partition * {1 << 48} + l.place"
-#: Letters, then how the last mark has it, how often it was replayed, whether it is a copy, and its place in the list.
-_LETTERS = (
-    f"SELECT {', '.join(f'l.{name}' for name in LetterRow.__struct_fields__)},"  # noqa: S608
-    " (SELECT marked FROM marks m WHERE m.identity = l.identity ORDER BY m.at DESC, m.place DESC LIMIT 1),"
-    " (SELECT count(DISTINCT replay) FROM marks m WHERE m.identity = l.identity AND m.marked = 'replayed'),"
-    " EXISTS (SELECT 1 FROM letters e WHERE e.identity = l.identity"
-    f" AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place)), {_LIES} AS lies"
-    " FROM letters l"
-)
 
 
 class History:
@@ -167,27 +156,12 @@ class History:
     def events(self, *, cursor: str | None = None, limit: int = 50) -> Page[EventRow]:
         """Events that made runs or dead letters, each once, at the time when it was last taken in."""
         before = _from_cursor(cursor) if cursor is not None else [float("inf"), 0]
-        columns = ("event_topic", "event_partition", "event_offset")
-        same = " AND ".join(f"{{0}}.{name} = {{1}}.{name}" for name in columns)
-        place = ", ".join(columns)
-        # PostgreSQL would join all of a table, to give some: with an offset it looks each one up, along the index of times.
-        runs = (
-            f"SELECT scheduled_at, {place} FROM runs r WHERE event_topic IS NOT NULL AND scheduled_at < ?"  # noqa: S608
-            f" AND NOT EXISTS (SELECT 1 FROM runs o WHERE {same.format('o', 'r')}"
-            " AND (o.scheduled_at, o.place) > (r.scheduled_at, r.place) LIMIT 1 OFFSET 0) ORDER BY scheduled_at DESC LIMIT ?"
-        )
-        letters = (
-            f"SELECT at, {place} FROM letters l WHERE event_topic IS NOT NULL AND at < ? AND at >= ?"  # noqa: S608
-            f" AND NOT EXISTS (SELECT 1 FROM runs r WHERE {same.format('r', 'l')} LIMIT 1 OFFSET 0)"
-            f" AND NOT EXISTS (SELECT 1 FROM letters o WHERE {same.format('o', 'l')}"
-            " AND (o.at, o.partition, o.place) > (l.at, l.partition, l.place) LIMIT 1 OFFSET 0) ORDER BY at DESC LIMIT ?"
-        )
         # Of those of one moment, which a cursor cannot part, all go on one page; a hundred more at most.
         most = limit + 100
-        found = self._all(runs, [before[0], most])
+        found = self._all(EVENTS_OF_RUNS, [before[0], most])
         is_cut = len(found) == most
         # Those before all of these runs are of a later page; and most of them may be of runs, which it takes a look to know.
-        found += self._all(letters, [before[0], found[-1][0] if is_cut else float("-inf"), most])
+        found += self._all(EVENTS_OF_LETTERS, [before[0], found[-1][0] if is_cut else float("-inf"), most])
         found.sort(key=lambda row: (-row[0], row[1:]))
         shown = found[:limit]
         while len(shown) < len(found) and found[len(shown)][0] == shown[-1][0]:
@@ -198,10 +172,8 @@ class History:
     def event(self, position: Position) -> EventRow | None:
         """One event by where it lies; None where neither a run nor a dead letter speaks of it."""
         made = self._event(0.0, position)
-        if not made.runs and not made.letters:
-            return None
         times = [run.scheduled_at for run in made.runs] or [letter.at for letter in made.letters]
-        return msgspec.structs.replace(made, at=max(times))
+        return msgspec.structs.replace(made, at=max(times)) if times else None
 
     def positions_of(self, event_id: str, source: str | None = None) -> list[Position]:
         """Where events of an id lie, of one source or of all; several where producers sent it more than once."""
@@ -219,9 +191,9 @@ class History:
         before = _from_cursor(cursor) if cursor is not None else [float("inf"), 0]
         end = [0.0, 0]
         if reasons or not all:
-            query = f"SELECT at, {_LIES} FROM letters l WHERE (at, {_LIES}) < (?, ?) ORDER BY 1 DESC, 2 DESC LIMIT 1 OFFSET ?"  # noqa: S608
+            query = f"SELECT at, {LIES} FROM letters l WHERE (at, {LIES}) < (?, ?) ORDER BY 1 DESC, 2 DESC LIMIT 1 OFFSET ?"  # noqa: S608
             [end] = self._all(query, [*before, self.LOOKED_AT - 1]) or [end]
-        query = f"{_LETTERS} WHERE (l.at, {_LIES}) < (?, ?) AND (l.at, {_LIES}) >= (?, ?)"
+        query = f"{LETTERS} WHERE (l.at, {LIES}) < (?, ?) AND (l.at, {LIES}) >= (?, ?)"
         if not all:
             query += (
                 " AND NOT EXISTS (SELECT 1 FROM marks m WHERE m.identity = l.identity) AND NOT EXISTS (SELECT 1 FROM letters e"
@@ -236,8 +208,13 @@ class History:
 
     def letter(self, partition: int, offset: int) -> LetterLine | None:
         """One dead letter by where it lies; None where there is none."""
-        rows = self._all(f"{_LETTERS} WHERE l.partition = ? AND l.place = ?", [partition, offset])
+        rows = self._all(f"{LETTERS} WHERE l.partition = ? AND l.place = ?", [partition, offset])
         return _line(rows[0]) if rows else None
+
+    def letter_places(self, identity: str) -> list[tuple[int, int]]:
+        """Where all copies of one letter and all marks on them lie: partitions and offsets."""
+        queries = (f"SELECT partition, place FROM {table} WHERE identity = ?" for table in ("letters", "marks"))  # noqa: S608
+        return [place for query in queries for place in self._all(query, [identity])]
 
     def flows(self, *, last: int = 200) -> list[FlowRow]:
         """Each flow by its last runs."""
@@ -309,8 +286,7 @@ class History:
 
     def declarations(self) -> list[Declaration]:
         """The flows as running engines have declared them, in the order of their names."""
-        rows = self._all("SELECT declaration FROM flows ORDER BY name", [])
-        return [read_declaration(declaration) for (declaration,) in rows]
+        return [read_declaration(found) for (found,) in self._all("SELECT declaration FROM flows ORDER BY name", [])]
 
     def _event(self, at: float, position: Position) -> EventRow:
         where = "WHERE event_topic = ? AND event_partition = ? AND event_offset = ? ORDER BY place LIMIT 100"

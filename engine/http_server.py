@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from typing import Any
 
@@ -36,6 +37,10 @@ class HttpServer:
             raise RuntimeError(f"the {self._name} has not been started")
         host, port = self._socket.getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def check(self) -> None:
+        """Raise SettingsError where the address cannot be had now; take nothing."""
+        _listen(self._wanted).close()
 
     async def start(self) -> None:
         """Listen. Raises SettingsError where the address cannot be had."""
@@ -138,9 +143,12 @@ def _listen(address: str) -> socket.socket:
         # create_server lets a port be taken again at once after a restart.
         return socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, ValueError, OverflowError) as error:
+        # create_server's own words tell the address once more. Numbers below 0 are of names that nobody knows.
+        number = error.errno if isinstance(error, OSError) else None
+        cause = os.strerror(number) if number is not None and number > 0 else str(error)
         raise SettingsError(
             "http",
             address,
-            f"cannot listen there: {error}",
+            f"cannot listen there: {cause.rstrip('.')}",
             "Free the port, or choose another; port 0 takes a free one.",
         ) from error

@@ -26,7 +26,6 @@ from engine.runs import FlowRun
 from engine.settings import Settings
 from engine.states import ABSENT, Envelope, Failure, State, StateChange, later, utc
 from engine.telemetry import Tracer
-from engine.trace_contexts import run_context
 
 _EMPTY = msgspec.Raw(b"[]")
 
@@ -39,7 +38,7 @@ class _Run:
     def __init__(self, ledger: Ledger, run: FlowRun, app: str) -> None:
         self.ledger = ledger
         self.run = run
-        self.context = run_context(run.traceparent or "", run.run_id)
+        self.context = run.context
         self.envelope = Envelope.of(app, run.run_id)
         #: What its earlier tries have finished.
         self.memo = b""

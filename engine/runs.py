@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -21,6 +22,11 @@ def digest(*parts: str) -> str:
         made.update(len(text).to_bytes(4, "big"))  # so that no two identities run together into the same bytes
         made.update(text)
     return made.hexdigest()
+
+
+def is_run_id(text: str) -> bool:
+    """Whether ``text`` is the whole id of a run, not a beginning of it."""
+    return re.fullmatch("[0-9a-f]{32}", text) is not None
 
 
 def run_id_of(app: str, flow: str, source: str, event_id: str) -> str:
@@ -131,6 +137,11 @@ class FlowRun:
         self.handled: set[str] = set()
         #: Why it is to end as soon as its owner comes to it, where somebody wants that.
         self.cancelled: str | None = None
+
+    @property
+    def context(self) -> str:
+        """The context of its span; empty where it is in no trace."""
+        return run_context(self.traceparent or "", self.run_id)
 
     def apply(self, change: StateChange) -> bool:
         """Take in a change read from the state topic; False for one that was taken in before.

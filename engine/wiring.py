@@ -21,13 +21,12 @@ from engine.failures import failure_of
 from engine.flow_watch import FlowWatch
 from engine.flows import Flow
 from engine.log_catcher import catcher, speaker
-from engine.log_outbox import Outbox, Speaker, Voice
+from engine.log_outbox import LogOutbox, Speaker, Voice
 from engine.logs import logger, run_fields
 from engine.planning import Advance, Feed, Limits, Outcome
 from engine.recording import Recording
 from engine.runs import FlowRun
 from engine.states import Failure, State
-from engine.trace_contexts import run_context
 
 #: So much is said of where a task failed that nobody awaited.
 _LOST_LINES = 12
@@ -57,7 +56,7 @@ class Wirer:
         self._recordings: dict[str, Recording] = {}
         self._speakers: dict[str, Speaker] = {}
         #: What flows log.
-        self.logs = Outbox()
+        self.logs = LogOutbox()
         catcher.begin(self)
 
     async def start(self, starts: Sequence[Start]) -> list[Advance]:
@@ -87,7 +86,7 @@ class Wirer:
             known = ", ".join(sorted(self._flows)) or "none"
             text = f"no handler declares the flow {run.flow!r}; loaded: {known}"
             return Advance(outcome=Outcome(State.CRASHED, Failure(UNKNOWN_FLOW, text)))
-        context = run_context(run.traceparent or "", run.run_id)
+        context = run.context
         recording = Recording(flow, run, context, start.at, self._limits)
         said = Speaker(self, _voice_of, run)
         # What is gone through once more was said by the owner before.

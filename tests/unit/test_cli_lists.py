@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from engine.cli import main
+from engine.broker import TopicSpec
+from engine.cli import READER_GONE, main
 from engine.history_store import HistoryStore
+from engine.memory import MemoryBroker
 from engine.projection import read_all
 from engine.states import State
 from tests.history_records import STATES, Topics, a_run
@@ -160,3 +166,76 @@ def test_flows_of_the_history_are_watched_with_how_they_do(
     assert [(one.get("runs"), one.get("success_rate")) for one in seen] == [(None, None), (1, 1.0)]
     assert run("flows", "ls", "--watch", "--handlers", "handlers/flights.py") == 2
     assert "what handlers declare does not change" in capsys.readouterr().err
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryBroker:
+    """A log in which an engine has declared a flow; commands without a database read it."""
+    log, topics = MemoryBroker(), Topics(gaps=False)
+    asyncio.run(log.ensure_topics([TopicSpec(topic, 1) for topic in (STATES, "app.dead-letters", "app.logs")]))
+    topics.declaration("fulfil", signature="fulfil(order: Order)")
+    a_run(topics, RUN)
+    log.log((STATES, 0)).extend(topics.records)
+    for module in ("cli_flows", "cli_histories", "cli_logs"):
+        monkeypatch.setattr(f"engine.{module}.KafkaBroker", lambda settings: log)
+    monkeypatch.setenv("ENGINE_APP", "app")
+    return log
+
+
+@pytest.mark.usefixtures("memory")
+def test_without_a_database_flows_are_what_the_topic_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("flows", "ls", "--json") == 0
+    [flow] = map(json.loads, capsys.readouterr().out.splitlines())
+    assert flow["signature"] == "fulfil(order: Order)"
+    assert run("flows", "show", "fulfil") == 0
+    assert "fulfil(order: Order)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("memory")
+def test_flows_of_the_topic_are_watched(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    watching(monkeypatch, nothing)
+    assert run("flows", "ls", "--watch", "--json") == 130
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("memory")
+def test_logs_of_the_topic_need_a_whole_id_and_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a beginning of one it would say that nothing was logged."""
+    assert run("runs", "logs", RUN[:6]) == 3
+    assert "its whole id is needed" in capsys.readouterr().err
+
+
+def test_what_is_no_terminal_has_no_edge(
+    database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`| grep` finds the whole of every name; on a terminal that is too narrow for all a name goes before its reason."""
+    flow, why = "a_flow_of_thirty_characters_in", "a long reason that fills the line to its very end"
+    database.topics.change(RUN, State.SCHEDULED, 0, flow=flow)
+    database.topics.change(RUN, State.CANCELLED, 1, flow=flow, attempt=0, reason=why)
+    database.project()
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert run("runs", "ls", "--history", database.path) == 0
+    [_, line] = capsys.readouterr().out.splitlines()
+    assert f" {flow} " in line
+    assert why in line
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("runs", "ls", "--history", database.path) == 0
+    [_, line] = capsys.readouterr().out.splitlines()
+    assert f" {flow[:11]}" in line
+    database.close()
+
+
+def test_who_reads_no_further_is_no_run_that_failed(database: Database) -> None:
+    """`| head`: the code is that of a reader that has gone, for tables as for lines."""
+    for number in range(200):
+        database.topics.change(f"{number:032x}", State.SCHEDULED, 0)
+    database.project()
+    database.close()
+    listing = [sys.executable, "-m", "engine", "runs", "ls", "--limit", "200", "--history", database.path]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(listing, stdout=write, stderr=subprocess.PIPE, check=False, timeout=60)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (READER_GONE, b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 from collections.abc import AsyncIterator, Sequence
 
 import httpx
@@ -11,10 +12,12 @@ import msgspec
 import pytest
 
 import engine.event_taker as taker_module
+from engine.app import App
 from engine.broker import Outgoing, Record, TopicSpec
 from engine.errors import SettingsError
 from engine.events import Position, read
 from engine.gateway import Gateway
+from engine.inline import InlineExecutor
 from engine.memory import MemoryBroker, MemorySink
 from engine.settings import Settings
 
@@ -359,6 +362,17 @@ async def test_a_port_that_is_taken_is_an_error_that_says_so() -> None:
         await second.start()
     await second.close()
     await first.close()
+
+
+async def test_an_engine_that_cannot_listen_says_so_and_disturbs_no_other_one() -> None:
+    broker = MemoryBroker()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        settings = Settings(http=f"127.0.0.1:{other.getsockname()[1]}")
+        app = App(settings, {}, broker, InlineExecutor())
+        with pytest.raises(SettingsError, match=r"cannot listen there: Address already in use\. Free the port"):
+            await app.run()
+    # It has made no topic, so it has joined no group either and taken no partition from those that run.
+    assert await broker.partitions(settings.states_topic) is None
 
 
 async def test_an_event_inside_an_event_is_not_taken_for_the_one_it_is(http: httpx.AsyncClient, log: MemoryBroker) -> None:
