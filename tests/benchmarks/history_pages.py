@@ -91,9 +91,10 @@ def ask(place: str, large: str, span_seconds: float) -> None:
             tell(name, took)
 
 
-def tell(name: str, took: list[float]) -> None:
-    """Print the median and the most of some milliseconds."""
-    print(f"    {name:<52} {statistics.median(took):>9.2f} {max(took):>9.2f}", flush=True)
+def tell(name: str, took: list[float], cpu: float | None = None) -> None:
+    """Print the median and the most of some milliseconds, and what CPU each took."""
+    spent = "" if cpu is None else f" {cpu:>9.1f}"
+    print(f"    {name:<52} {statistics.median(took):>9.2f} {max(took):>9.2f}{spent}", flush=True)
 
 
 def _questions(found: History, large: str, span_seconds: float) -> dict[str, Callable[[], object]]:
