@@ -205,6 +205,20 @@ def test_logs_of_the_topic_need_a_whole_id_and_say_so(capsys: pytest.CaptureFixt
     assert "its whole id is needed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("where", "code"), [(["--kafka", "127.0.0.1:1"], 4), ([], 3)], ids=["no Kafka", "no topics"])
+def test_a_history_that_cannot_be_made_anew_is_kept(
+    database: Database, where: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run(database.topics, RUN)
+    database.project()
+    database.close()
+    if not where:
+        monkeypatch.setattr("engine.cli_history.KafkaBroker", lambda settings: MemoryBroker())
+    assert run("history", "rebuild", "--app", "app", "--history", database.path, *where) == code
+    assert run("runs", "ls", "--history", database.path, "--json") == 0
+    assert RUN in capsys.readouterr().out
+
+
 def test_what_is_no_terminal_has_no_edge(
     database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
