@@ -53,13 +53,13 @@ class Actions:
     def __init__(
         self, settings: Settings, broker: Broker, sink: Sink, tracer: Tracer | None = None, histories: Histories | None = None
     ) -> None:
-        """``histories`` gives an open history, whose context lets it go; without it the state topic is read."""
+        """``histories`` gives an open history, whose context lets it go; without it whole topics are read."""
         self._settings, self._sink = settings, sink
         self._tracer = tracer or Tracer(None, None, None)
         self._finder = RunFinder(settings, broker, histories)
         self._declarations = DeclarationReader(settings, broker, histories)
         #: For lists of dead letters.
-        self.desk = LetterDesk(settings, broker, sink)
+        self.desk = LetterDesk(settings, broker, sink, histories)
 
     async def close(self) -> None:
         """Free everything."""
@@ -178,11 +178,12 @@ class Actions:
         self, ids: Sequence[str], *, value: bytes | None = None, flow: str | None = None, replay_id: str | None = None
     ) -> list[Replayed]:
         """Have dead letters taken in once more. Raises UsageError or NotFound."""
-        return await self.desk.replay(await self.desk.chosen(ids), flow=flow, value=value, replay_id=replay_id)
+        entries = await self.desk.chosen(ids, with_past=replay_id is None)
+        return await self.desk.replay(entries, flow=flow, value=value, replay_id=replay_id)
 
     async def drop(self, ids: Sequence[str]) -> None:
         """Mark dead letters as done with. Raises UsageError or NotFound."""
-        await self.desk.drop(await self.desk.chosen(ids))
+        await self.desk.drop(await self.desk.chosen(ids, with_past=False))
 
     # --- Small parts ----------------------------------------------------------------------------------------------------
 

@@ -162,11 +162,11 @@ class _Api:
         return items.FlowPage([rows_as.flow_item(one, known.get(one.name)) for one in declared])
 
     async def _flow(self, name: str) -> items.FlowDetails:
-        declared, rows = await self._ask(lambda history: (history.declarations(), history.flows()))
+        declared, row = await self._ask(lambda history: (history.declarations(), history.flow(name)))
         found = next((one for one in declared if one.name == name), None)
         if found is None:
             raise NotFound("flow", name, f"Known: {', '.join(one.name for one in declared) or 'none'}.")
-        return rows_as.flow_details(found, next((row for row in rows if row.flow == name), None))
+        return rows_as.flow_details(found, row)
 
     async def _events(self, query: requests.EventsQuery) -> items.EventPage:
         page = await self._ask(lambda history: history.events(cursor=query.cursor, limit=query.limit))

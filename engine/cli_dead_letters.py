@@ -12,7 +12,8 @@ from cyclopts import Parameter
 
 from engine import logs
 from engine.cli_console import CommandConsole
-from engine.cli_flags import AppFlag, JsonFlag, KafkaFlag, settings_of
+from engine.cli_flags import AppFlag, HistoryFlag, JsonFlag, KafkaFlag, settings_of
+from engine.cli_histories import histories_of
 from engine.cli_letters import as_data, as_page, as_table, whole_as_data
 from engine.cli_output import json_text, put, say
 from engine.cli_times import time_of
@@ -70,9 +71,16 @@ async def ls(
         await repeatedly(look, watch=watch, json=json)
 
 
-async def show(letter_id: str, *, app: AppFlag = None, kafka: KafkaFlag = None, json: JsonFlag = False) -> None:
+async def show(
+    letter_id: str,
+    *,
+    history: HistoryFlag = None,
+    app: AppFlag = None,
+    kafka: KafkaFlag = None,
+    json: JsonFlag = False,
+) -> None:
     """Show one dead letter whole: why it is one, its key, headers and value (text, or hexadecimal where it is none)."""
-    async with _desk(app, kafka) as desk:
+    async with _desk(app, kafka, history) as desk:
         [entry] = await desk.chosen([letter_id])
         [letter] = await desk.whole([entry])
     if json:
@@ -92,6 +100,7 @@ async def replay(
     since: SinceFlag = None,
     until: UntilFlag = None,
     limit: LimitFlag = None,
+    history: HistoryFlag = None,
     app: AppFlag = None,
     kafka: KafkaFlag = None,
     json: JsonFlag = False,
@@ -99,8 +108,8 @@ async def replay(
     """Have letters taken in once more, by id or all open ones that the filters choose; each makes runs of its own."""
     edited = None if value is None else _read(value)
     wanted = _filter(reason, of_flow, topic, since, until)
-    async with _desk(app, kafka, writes=True) as desk:
-        entries = await _chosen(desk, letter_ids, wanted, limit)
+    async with _desk(app, kafka, history, writes=True) as desk:
+        entries = await _chosen(desk, letter_ids, wanted, limit, with_past=replay_id is None)
         if edited is not None and len(entries) != 1:
             raise UsageError("--value", f"it is for one letter, not {len(entries)}", "Name one id.")
         done = await desk.replay(entries, flow=flow, value=edited, replay_id=replay_id)
@@ -126,7 +135,7 @@ async def drop(
     """Mark letters as done with, by id or all open ones that the filters choose; Kafka keeps them until they expire."""
     wanted = _filter(reason, of_flow, topic, since, until)
     async with _desk(app, kafka, writes=True) as desk:
-        entries = await _chosen(desk, letter_ids, wanted, limit)
+        entries = await _chosen(desk, letter_ids, wanted, limit, with_past=False)
         await desk.drop(entries)
     if json:
         for entry in entries:
@@ -152,26 +161,28 @@ async def resume(
 
 
 @asynccontextmanager
-async def _desk(app: str | None, kafka: str | None, *, writes: bool = False) -> AsyncIterator[LetterDesk]:
+async def _desk(
+    app: str | None, kafka: str | None, history: str | None = None, *, writes: bool = False
+) -> AsyncIterator[LetterDesk]:
     logs.configure()
-    settings = settings_of(app=app, kafka=kafka)
+    settings = settings_of(app=app, kafka=kafka, history=history)
     broker = KafkaBroker(settings)
     sink = broker.sink()
     try:
         if writes:
             await sink.start()
-        yield LetterDesk(settings, broker, sink)
+        yield LetterDesk(settings, broker, sink, histories_of(settings))
     finally:
         if writes:
             await sink.close()
         await broker.close()
 
 
-async def _chosen(desk: LetterDesk, ids: tuple[str, ...], wanted: Filter, limit: int | None) -> list[Entry]:
+async def _chosen(desk: LetterDesk, ids: tuple[str, ...], wanted: Filter, limit: int | None, *, with_past: bool) -> list[Entry]:
     if ids and (wanted != Filter() or limit is not None):
         raise UsageError("ids and filters", "give either", "Ids alone, or --reason, --of-flow, --topic, --since, --until.")
     if ids:
-        return await desk.chosen(ids)
+        return await desk.chosen(ids, with_past=with_past)
     if wanted == Filter():
         raise UsageError("which letters", "neither ids nor a filter were given", "All of the last year: --since 365d.")
     return _first([entry for entry in await desk.entries(wanted) if entry.status is Status.OPEN], limit)

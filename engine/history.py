@@ -17,6 +17,7 @@ from engine.errors import EventError
 from engine.events import Position, Reason
 from engine.history_database import ReadDatabase, Version
 from engine.history_opener import reading
+from engine.history_queries import EVENTS, LETTERS, LIES
 from engine.history_rows import Change, EventRow, FlowRow, LetterLine, Page, RunFilter, WorkerRow
 from engine.history_schema import MINUTE, RUN_KNOWN, LetterRow, Offsets, Progress, RunRow, TaskRow
 from engine.letter_lists import Status
@@ -24,18 +25,6 @@ from engine.log_rows import ALL_LINES, LogFilter, LogRow, select
 from engine.states import State
 
 __all__ = ["History", "cursor_of", "Change", "EventRow", "FlowRow", "LetterLine", "Page", "RunFilter", "WorkerRow"]
-
-#: The place of a letter in the list: its partition and its offset, of 48 bits.
-_LIES = f"l.partition * {1 << 48} + l.place"
-#: Letters, then how the last mark has it, how often it was replayed, whether it is a copy, and its place in the list.
-_LETTERS = (
-    f"SELECT {', '.join(f'l.{name}' for name in LetterRow.__struct_fields__)},"  # noqa: S608
-    " (SELECT marked FROM marks m WHERE m.identity = l.identity ORDER BY m.at DESC, m.place DESC LIMIT 1),"
-    " (SELECT count(DISTINCT replay) FROM marks m WHERE m.identity = l.identity AND m.marked = 'replayed'),"
-    " EXISTS (SELECT 1 FROM letters e WHERE e.identity = l.identity"
-    f" AND (e.at, e.partition, e.place) < (l.at, l.partition, l.place)), {_LIES} AS lies"
-    " FROM letters l"
-)
 
 
 class History:
@@ -167,20 +156,8 @@ class History:
     def events(self, *, cursor: str | None = None, limit: int = 50) -> Page[EventRow]:
         """Events that made runs or dead letters, each once, at the time when it was last taken in."""
         before = _from_cursor(cursor) if cursor is not None else [float("inf"), 0]
-        columns = ("event_topic", "event_partition", "event_offset")
-        same = " AND ".join(f"{{0}}.{name} = {{1}}.{name}" for name in columns)
-        place = ", ".join(columns)
-        query = (
-            f"SELECT scheduled_at, {place} FROM runs r WHERE event_topic IS NOT NULL AND scheduled_at < ?"  # noqa: S608
-            f" AND NOT EXISTS (SELECT 1 FROM runs o WHERE {same.format('o', 'r')}"
-            " AND (o.scheduled_at, o.place) > (r.scheduled_at, r.place)) ORDER BY scheduled_at DESC LIMIT ?",
-            f"SELECT at, {place} FROM letters l WHERE event_topic IS NOT NULL AND at < ?"  # noqa: S608
-            f" AND NOT EXISTS (SELECT 1 FROM runs r WHERE {same.format('r', 'l')})"
-            f" AND NOT EXISTS (SELECT 1 FROM letters o WHERE {same.format('o', 'l')}"
-            " AND (o.at, o.partition, o.place) > (l.at, l.partition, l.place)) ORDER BY at DESC LIMIT ?",
-        )
         # Of those of one moment, which a cursor cannot part, all go on one page; a hundred more at most.
-        found = [row for one in query for row in self._all(one, [before[0], limit + 100])]
+        found = [row for one in EVENTS for row in self._all(one, [before[0], limit + 100])]
         found.sort(key=lambda row: (-row[0], row[1:]))
         shown = found[:limit]
         while len(shown) < len(found) and found[len(shown)][0] == shown[-1][0]:
@@ -191,10 +168,8 @@ class History:
     def event(self, position: Position) -> EventRow | None:
         """One event by where it lies; None where neither a run nor a dead letter speaks of it."""
         made = self._event(0.0, position)
-        if not made.runs and not made.letters:
-            return None
         times = [run.scheduled_at for run in made.runs] or [letter.at for letter in made.letters]
-        return msgspec.structs.replace(made, at=max(times))
+        return msgspec.structs.replace(made, at=max(times)) if times else None
 
     def positions_of(self, event_id: str, source: str | None = None) -> list[Position]:
         """Where events of an id lie, of one source or of all; several where producers sent it more than once."""
@@ -212,9 +187,9 @@ class History:
         before = _from_cursor(cursor) if cursor is not None else [float("inf"), 0]
         end = [0.0, 0]
         if reasons or not all:
-            query = f"SELECT at, {_LIES} FROM letters l WHERE (at, {_LIES}) < (?, ?) ORDER BY 1 DESC, 2 DESC LIMIT 1 OFFSET ?"  # noqa: S608
+            query = f"SELECT at, {LIES} FROM letters l WHERE (at, {LIES}) < (?, ?) ORDER BY 1 DESC, 2 DESC LIMIT 1 OFFSET ?"  # noqa: S608
             [end] = self._all(query, [*before, self.LOOKED_AT - 1]) or [end]
-        query = f"{_LETTERS} WHERE (l.at, {_LIES}) < (?, ?) AND (l.at, {_LIES}) >= (?, ?)"
+        query = f"{LETTERS} WHERE (l.at, {LIES}) < (?, ?) AND (l.at, {LIES}) >= (?, ?)"
         if not all:
             query += (
                 " AND NOT EXISTS (SELECT 1 FROM marks m WHERE m.identity = l.identity) AND NOT EXISTS (SELECT 1 FROM letters e"
@@ -229,12 +204,30 @@ class History:
 
     def letter(self, partition: int, offset: int) -> LetterLine | None:
         """One dead letter by where it lies; None where there is none."""
-        rows = self._all(f"{_LETTERS} WHERE l.partition = ? AND l.place = ?", [partition, offset])
+        rows = self._all(f"{LETTERS} WHERE l.partition = ? AND l.place = ?", [partition, offset])
         return _line(rows[0]) if rows else None
+
+    def letter_places(self, identity: str) -> list[tuple[int, int]]:
+        """Where all copies of one letter and all marks on them lie: partitions and offsets."""
+        queries = (f"SELECT partition, place FROM {table} WHERE identity = ?" for table in ("letters", "marks"))  # noqa: S608
+        return [place for query in queries for place in self._all(query, [identity])]
 
     def flows(self, *, last: int = 200) -> list[FlowRow]:
         """Each flow by its last runs."""
-        return [self._flow(name, last) for name in self.flow_names()]
+        return [self.flow(name, last=last) for name in self.flow_names()]
+
+    def flow(self, flow: str, *, last: int = 200) -> FlowRow:
+        """A flow by its last runs."""
+        query = (
+            # The + keeps SQLite from the index of all that have ended: that of the flow has all that is asked for.
+            "SELECT state, ended_at - coalesce(started_at, scheduled_at) FROM runs"
+            " WHERE flow = ? AND +ended_at IS NOT NULL ORDER BY scheduled_at DESC LIMIT ?"
+        )
+        ended: list[tuple[str, float]] = self._all(query, [flow, last])
+        judged = [state for state, _ in ended if state != State.CANCELLED]
+        rate = judged.count(State.COMPLETED) / len(judged) if judged else None
+        seconds = sorted(seconds for state, seconds in ended if state == State.COMPLETED)
+        return FlowRow(flow, len(ended), rate, _share(seconds, 0.5), _share(seconds, 0.95), ended)
 
     def flow_names(self) -> list[str]:
         """The names of all flows that have runs."""
@@ -292,8 +285,7 @@ class History:
 
     def declarations(self) -> list[Declaration]:
         """The flows as running engines have declared them, in the order of their names."""
-        rows = self._all("SELECT declaration FROM flows ORDER BY name", [])
-        return [read_declaration(declaration) for (declaration,) in rows]
+        return [read_declaration(found) for (found,) in self._all("SELECT declaration FROM flows ORDER BY name", [])]
 
     def _event(self, at: float, position: Position) -> EventRow:
         where = "WHERE event_topic = ? AND event_partition = ? AND event_offset = ? ORDER BY place LIMIT 100"
@@ -304,18 +296,6 @@ class History:
         first: RunRow | LetterRow | None = runs[0] if runs else letters[0] if letters else None
         source, event_id, kind = (None,) * 3 if first is None else (first.event_source, first.event_id, first.event_type)
         return EventRow(at, position.topic, position.partition, position.offset, source, event_id, kind, runs, letters)
-
-    def _flow(self, flow: str, last: int) -> FlowRow:
-        query = (
-            # The + keeps SQLite from the index of all that have ended: that of the flow has all that is asked for.
-            "SELECT state, ended_at - coalesce(started_at, scheduled_at) FROM runs"
-            " WHERE flow = ? AND +ended_at IS NOT NULL ORDER BY scheduled_at DESC LIMIT ?"
-        )
-        ended: list[tuple[str, float]] = self._all(query, [flow, last])
-        judged = [state for state, _ in ended if state != State.CANCELLED]
-        rate = judged.count(State.COMPLETED) / len(judged) if judged else None
-        seconds = sorted(seconds for state, seconds in ended if state == State.COMPLETED)
-        return FlowRow(flow, len(ended), rate, _share(seconds, 0.5), _share(seconds, 0.95), ended)
 
     def _runs(self, query: str, values: Sequence[Any]) -> list[RunRow]:
         return [RunRow(**dict(zip(RUN_KNOWN, row, strict=True))) for row in self._all(query, values)]

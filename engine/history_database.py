@@ -96,8 +96,8 @@ class WriteDatabase(Protocol):
         ...
 
 
-def chunks(values: Sequence[Any]) -> Iterator[tuple[Sequence[Any], str]]:
-    """Values in parts, each with its marks for a list in parentheses."""
+def chunks(values: Sequence[Any], mark: str = "?") -> Iterator[tuple[Sequence[Any], str]]:
+    """Values in parts, each with its marks for a list."""
     for start in range(0, len(values), _CHUNK):
         some = values[start : start + _CHUNK]
-        yield some, ", ".join("?" * len(some))
+        yield some, ", ".join([mark] * len(some))

@@ -139,10 +139,15 @@ class HistoryStore:
         [(count,)] = db.all("SELECT count(*) FROM runs WHERE ended_at IS NOT NULL")
         # The oldest of those that stay: all before it, by time and place, go.
         excess = max(0, count - retention_runs)
-        query = "SELECT place, run_id, seq, ended_at FROM runs WHERE ended_at IS NOT NULL ORDER BY ended_at, place LIMIT ?"
+        query = (
+            "SELECT place, run_id, seq, ended_at FROM runs WHERE ended_at IS NOT NULL AND (ended_at, place) > (?, ?)"
+            " ORDER BY ended_at, place LIMIT ?"
+        )
+        # Where the last ones lay: PostgreSQL passes over all that was deleted, over and over, until it is vacuumed.
+        behind = [float("-inf"), 0]
         while True:
             with db.transaction():
-                rows = db.all(query, [_FORGET])
+                rows = db.all(query, [*behind, _FORGET])
                 gone = [row for number, row in enumerate(rows) if number < excess - forgotten or row[3] < limit]
                 for places, marks in chunks([row[0] for row in gone]):
                     for table in ("changes", "task_runs", "runs"):
@@ -153,6 +158,7 @@ class HistoryStore:
             forgotten += len(gone)
             if len(gone) < _FORGET:
                 break
+            behind = [gone[-1][3], gone[-1][0]]
         with db.transaction():
             db.run("DELETE FROM forgotten WHERE ended_at < ?", [now - window_seconds])
             for table, column in (("logs", "at"), ("letters", "at"), ("marks", "at"), ("minutes", "minute")):
@@ -188,16 +194,16 @@ class HistoryStore:
         for ids, marks in chunks(sorted(run_ids | readings.logged_run_ids())):
             book.forgotten.update(db.all(f"SELECT run_id, seq FROM forgotten WHERE run_id IN ({marks})", ids))  # noqa: S608
         run_ids_of: dict[int, str] = {run.place: run_id for run_id, run in book.runs.items()}
-        names: dict[int, list[str]] = {}
-        for run_id, name in readings.task_runs():
-            if run_id in book.runs:
-                names.setdefault(book.runs[run_id].place, []).append(name)
-        for place, wanted in names.items():
-            for some, marks in chunks(wanted):
-                query = f"SELECT {', '.join(TASK_KNOWN)} FROM task_runs WHERE place = ? AND name IN ({marks})"  # noqa: S608
-                for row in db.all(query, [place, *some]):
-                    task = TaskRow(**dict(zip(TASK_KNOWN, row, strict=True)))
-                    book.tasks[run_ids_of[place], task.name] = task
+        wanted = [(book.runs[run_id].place, name) for run_id, name in readings.task_runs() if run_id in book.runs]
+        for some, marks in chunks(wanted, "(?, ?)"):
+            # All at once, for a server may be far away; and such a join is looked up pair by pair in the key by both databases.
+            query = (
+                f"SELECT {', '.join(TASK_KNOWN)} FROM (VALUES {marks}) AS w"  # noqa: S608
+                " CROSS JOIN task_runs WHERE place = w.column1 AND name = w.column2"
+            )
+            for row in db.all(query, [part for pair in some for part in pair]):
+                task = TaskRow(**dict(zip(TASK_KNOWN, row, strict=True)))
+                book.tasks[run_ids_of[task.place], task.name] = task
 
     def _trim_logs(self, run_ids: Sequence[str]) -> None:
         """Of runs that have said too much keep the latest, whole records of them."""

@@ -11,7 +11,7 @@ from typing import Any
 from engine.errors import ResultStoreError, TaskFailed
 from engine.executor import Call, Listener, Report, RunEnd, Submission, index_of
 from engine.log_catcher import catcher
-from engine.log_outbox import Outbox
+from engine.log_outbox import LogOutbox
 from engine.packing import run_parcel
 from engine.parcels import Outcome, Parcel
 from engine.results import ResultStore
@@ -47,7 +47,7 @@ class InlineExecutor:
         self.slots = threads
         self.address = "inline"
         self.restarts = False
-        self.logs = Outbox()
+        self.logs = LogOutbox()
         self.on_logs: Callable[[Sequence[LogMail]], None] = lambda mails: None
         self.tracer = tracer or Tracer(None, None, None)
         self._free = asyncio.Semaphore(threads)

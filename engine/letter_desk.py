@@ -10,9 +10,10 @@ import msgspec
 from engine.broker import Broker, Sink
 from engine.command_errors import NotFound, UsageError
 from engine.dead_letters import Content, Letter, Mark, Marked, Replay, read_letter, replay_id_of, write_mark, write_replay
-from engine.events import Position
+from engine.letter_finder import LetterFinder
 from engine.letter_lists import Entry, Filter, LetterList
 from engine.origins import fetch
+from engine.run_finder import Histories
 from engine.settings import Settings
 from engine.snapshots import snapshot
 from engine.states import utc
@@ -32,11 +33,13 @@ class Replayed(msgspec.Struct, frozen=True):
 class LetterDesk:
     """For one command. ``sink`` has started where anything is to be written."""
 
-    def __init__(self, settings: Settings, broker: Broker, sink: Sink) -> None:
+    def __init__(self, settings: Settings, broker: Broker, sink: Sink, histories: Histories | None = None) -> None:
+        """``histories`` gives an open history, whose context lets it go; without it the whole topic is read more often."""
         self._settings = settings
         self._topic = settings.dead_letters_topic
         self._broker = broker
         self._sink = sink
+        self._finder = LetterFinder(settings, broker, histories)
 
     async def entries(self, wanted: Filter, read: LetterList | None = None) -> list[Entry]:
         """The letters that a filter chooses, the oldest first; ``read`` has what was read before for the same filter.
@@ -45,35 +48,29 @@ class LetterDesk:
         """
         found = LetterList() if read is None else read
         since_ms = 0 if wanted.since is None else int(wanted.since.timestamp() * 1000)
-        starts: dict[int, int] | None = None
-        if found.nexts:
-            count = await self._broker.partitions(self._topic) or 0
-            starts = {partition: found.nexts.get(partition, 0) for partition in range(count)}
-        async for record in snapshot(self._broker, self._topic, since_ms, starts=starts):
+        async for record in snapshot(self._broker, self._topic, since_ms, starts=dict(found.nexts)):
             found.add(record)
         return [entry for entry in found.entries() if wanted.admits(entry)]
 
-    async def chosen(self, letter_ids: Sequence[str]) -> list[Entry]:
-        """The letters of these ids. Raises UsageError or NotFound."""
-        for letter_id in letter_ids:
-            _place(letter_id)
-        by_id = {entry.letter.id: entry for entry in await self.entries(Filter())}
-        for letter_id in letter_ids:
-            if letter_id not in by_id:
-                remedy = f"It may have expired, or it belongs to another app than {self._settings.app} (--app)."
-                raise NotFound("dead letter", letter_id, f"{remedy} `engine dead-letters ls --all` lists them.")
-        return [by_id[letter_id] for letter_id in dict.fromkeys(letter_ids)]
+    async def chosen(self, letter_ids: Sequence[str], *, with_past: bool = True) -> list[Entry]:
+        """The letters of these ids. Raises UsageError or NotFound.
+
+        ``with_past`` is what it may take long to find out: what became of them, and how often they were replayed. Only a
+        replay that is to get an id needs it.
+        """
+        return await self._finder.find(letter_ids, with_past=with_past)
 
     async def whole(self, entries: Sequence[Entry]) -> list[Letter]:
         """The letters with the whole of their values."""
         wanted: dict[tuple[str, int], set[int]] = {}
         for entry in entries:
             record = entry.letter.record
-            wanted.setdefault((record.topic, record.partition), set()).add(record.offset)
-        found = await fetch(self._broker, wanted)
+            if not entry.is_whole:
+                wanted.setdefault((record.topic, record.partition), set()).add(record.offset)
+        found = await fetch(self._broker, wanted) if wanted else {}
         letters: list[Letter] = []
         for entry in entries:
-            whole = found.get(entry.letter.record.position)
+            whole = entry.letter.record if entry.is_whole else found.get(entry.letter.record.position)
             letter = None if whole is None else read_letter(whole)
             if not isinstance(letter, Letter):
                 raise NotFound("dead letter", entry.letter.id, "It expired just now.")
@@ -151,10 +148,3 @@ def _check_value(entry: Entry) -> None:
     if entry.letter.details.content is Content.ABSENT:
         cause = f"its value was too large for a letter; it lies at {entry.letter.details.origin} while that topic keeps it"
         raise UsageError(entry.letter.id, cause, "Replay it with a smaller one: --value FILE.")
-
-
-def _place(letter_id: str) -> Position:
-    partition, separator, offset = letter_id.partition("/")
-    if not (separator and partition.isascii() and partition.isdigit() and offset.isascii() and offset.isdigit()):
-        raise UsageError(letter_id[:100], "is not the id of a dead letter", "It is partition/offset, e.g. 0/17.")
-    return Position("", int(partition), int(offset))

@@ -34,6 +34,11 @@ class Entry(msgspec.Struct):
     #: How often it was replayed.
     replays: int = 0
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether its value was not cut."""
+        return self.size == (None if self.letter.record.value is None else len(self.letter.record.value))
+
 
 class Filter(msgspec.Struct, frozen=True):
     """Which letters are wanted."""
@@ -59,7 +64,9 @@ class Filter(msgspec.Struct, frozen=True):
 class LetterList:
     """Made from the records of the dead-letter topic, in any order among partitions."""
 
-    def __init__(self) -> None:
+    def __init__(self, identities: Collection[str] | None = None) -> None:
+        """With ``identities`` only the letters of these are listed."""
+        self._identities = identities
         self._entries: list[Entry] = []
         self._marks: list[Mark] = []
         #: By partition the offset of the record behind the last one that was taken in.
@@ -69,12 +76,15 @@ class LetterList:
         """Take in a record of the topic."""
         self.nexts[record.partition] = record.position.next_offset
         found = read_letter(record)
+        if found is None:
+            return
+        identity = found.identity if isinstance(found, Mark) else found.details.identity
+        if self._identities is not None and identity not in self._identities:
+            return
         if isinstance(found, Mark):
             self._marks.append(found)
-        elif found is not None:
-            size = None if record.value is None else len(record.value)
-            short = msgspec.structs.replace(record, value=None if record.value is None else record.value[:_KEPT_BYTES])
-            self._entries.append(Entry(msgspec.structs.replace(found, record=short), size))
+        else:
+            self._entries.append(entry_of(found))
 
     def entries(self) -> list[Entry]:
         """All letters, the oldest first, each with what became of it."""
@@ -93,6 +103,14 @@ class LetterList:
             entry.replays = len(replays.get(identity, ()))
             seen.add(identity)
         return self._entries
+
+
+def entry_of(letter: Letter) -> Entry:
+    """An open letter in a list, its value cut."""
+    record = letter.record
+    size = None if record.value is None else len(record.value)
+    short = msgspec.structs.replace(record, value=None if record.value is None else record.value[:_KEPT_BYTES])
+    return Entry(msgspec.structs.replace(letter, record=short), size)
 
 
 def _place(letter: Letter) -> tuple[int, int, int]:

@@ -77,7 +77,7 @@ class RunLog:
 
     __slots__ = ("_is_closed", "_outbox", "_quota", "_voice")
 
-    def __init__(self, outbox: Outbox, voice: Voice, quota: Quota | None = None) -> None:
+    def __init__(self, outbox: LogOutbox, voice: Voice, quota: Quota | None = None) -> None:
         self._outbox, self._voice = outbox, voice
         self._quota = Quota() if quota is None else quota
         self._is_closed = False
@@ -116,7 +116,7 @@ class Holder(Protocol):
     """Who has an outbox."""
 
     @property
-    def logs(self) -> Outbox:
+    def logs(self) -> LogOutbox:
         """The outbox."""
         ...
 
@@ -148,7 +148,7 @@ class Speaker:
             self._log.close()
 
 
-class Outbox:
+class LogOutbox:
     """Lines of all voices of a process, until somebody takes them away."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from engine.broker import Outgoing, Sink
-from engine.log_outbox import Outbox
+from engine.log_outbox import LogOutbox
 from engine.logs import logger
 from engine.run_logs import LogMail, headers_of
 from engine.settings import Settings
@@ -31,7 +31,7 @@ _SAY_SECONDS = 10.0
 class LogWriter:
     """Writes what workers and flows have logged."""
 
-    def __init__(self, settings: Settings, sink: Sink, outbox: Outbox) -> None:
+    def __init__(self, settings: Settings, sink: Sink, outbox: LogOutbox) -> None:
         """``outbox`` has what flows of this process say."""
         self._app, self._topic = settings.app, settings.logs_topic
         self._sink, self._outbox = sink, outbox

@@ -20,7 +20,7 @@ from engine.deadlines import TimeIsOver, run_within
 from engine.errors import TaskTimeout
 from engine.failures import failure_of
 from engine.handles import recorder
-from engine.log_outbox import Outbox, Quota, RunLog, Voice
+from engine.log_outbox import LogOutbox, Quota, RunLog, Voice
 from engine.logs import context_variables
 from engine.packed_handles import Absent, Suspended
 from engine.packed_memos import Key, Wait
@@ -57,7 +57,7 @@ class PackedSpeaker:
 
     __slots__ = ("_flow", "_logs", "_outbox", "_quota", "_run", "_worker")
 
-    def __init__(self, outbox: Outbox, flow: str, run: PackedRun, worker: str) -> None:
+    def __init__(self, outbox: LogOutbox, flow: str, run: PackedRun, worker: str) -> None:
         self._outbox, self._flow, self._run, self._worker = outbox, flow, run, worker
         #: By index, task and attempt; made when the first one speaks.
         self._logs: dict[tuple[str, str, int] | None, RunLog] | None = None

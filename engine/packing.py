@@ -18,7 +18,7 @@ import structlog
 from engine.errors import EventError, TaskTimeout
 from engine.flows import Flow
 from engine.log_catcher import speaker
-from engine.log_outbox import Outbox
+from engine.log_outbox import LogOutbox
 from engine.logs import context_variables
 from engine.packed_attempts import PackedSpeaker, failure_in_user_code
 from engine.packed_calls import PackedRecording
@@ -44,7 +44,7 @@ def run_parcel(
     tell: Tell,
     *,
     tracer: Tracer,
-    logs: Outbox | None = None,
+    logs: LogOutbox | None = None,
     worker: str = "",
     pending: deque[Outcome] | None = None,
     on_stuck: Callable[[Outcome], None] | None = None,
@@ -69,7 +69,7 @@ def run_parcel(
         failure, now = failure_in_user_code(error), time.time()
         tell([Outcome(run.run_id, run.attempt, State.FAILED, now, now, error=failure) for run in parcel.runs])
         return
-    packed = _PackedFlow(flow, parcel, tracer, Outbox() if logs is None else logs, worker, context, on_stuck, keep)
+    packed = _PackedFlow(flow, parcel, tracer, LogOutbox() if logs is None else logs, worker, context, on_stuck, keep)
     told_at = time.monotonic()
     for run in parcel.runs:
         if is_stopped is not None and is_stopped(run.run_id):
@@ -102,7 +102,7 @@ class _PackedFlow:
         flow: Flow[..., Any],
         parcel: Parcel,
         tracer: Tracer,
-        logs: Outbox,
+        logs: LogOutbox,
         worker: str,
         context: Context,
         on_stuck: Callable[[Outcome], None] | None,

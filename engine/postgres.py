@@ -22,6 +22,7 @@ from psycopg.pq import Format
 from engine.history_database import LOCK_SECONDS, Put, Version
 from engine.history_errors import REBUILD, HistoryInUse, HistoryUnavailable, HistoryUnreadable
 from engine.history_schema import APPLICATION_ID, INDICES, TABLES, VERSION
+from engine.states import State
 
 #: A query of a page that takes longer is given up.
 QUERY_SECONDS = 30.0
@@ -30,6 +31,8 @@ _CONNECTION: dict[str, Any] = {"connect_timeout": 5, "keepalives_idle": 10, "kee
 _CONNECTION |= {"tcp_user_timeout": 30_000}
 _SESSION = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
 _SESSION |= {"client_min_messages": "warning", "bytea_output": "hex"}
+#: To compile a query takes longer than any of ours.
+_SESSION |= {"jit": "off"}
 #: Says whose tables these are, of which version, and how often they were written to.
 _MARK = "engine_history"
 _TYPES = {"INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION", "BLOB": "BYTEA", "TEXT": 'TEXT COLLATE "C"'}
@@ -37,6 +40,8 @@ _COPIED = {"INTEGER": "int8", "REAL": "float8", "BLOB": "bytea", "TEXT": "text"}
 #: Held by the writer; a number of ours, and one of the schema.
 _LOCK = f"{APPLICATION_ID}, hashtext(current_schema())"
 _ELSEWHERE = "Name another database, or another schema of it: ?options=-csearch_path%3Dengine"
+#: When so many rows of runs have been written, runs that are open are gone through, and so many of each state at most.
+_SWEEP_ROWS, _SWEPT_ROWS = 20_000, 20_000
 #: Errors that waiting, or somebody with the rights to, may mend, though the class they are in is one of mistakes.
 _MENDED = (errors.InsufficientPrivilege, errors.UndefinedTable, errors.InvalidSchemaName, errors.InvalidCatalogName)
 
@@ -211,6 +216,7 @@ class PostgresWriter:
     def __init__(self, place: str) -> None:
         self._place = place
         self._db: psycopg.Connection | None = None
+        self._rows_unswept = 0
 
     @property
     def connection(self) -> psycopg.Connection:
@@ -269,6 +275,8 @@ class PostgresWriter:
         with _told(self._place), self.connection.transaction():
             yield
             self.run(f"UPDATE {_MARK} SET writes = writes + 1")  # noqa: S608
+            if self._rows_unswept >= _SWEEP_ROWS:
+                self._sweep()
 
     def all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         """See WriteDatabase."""
@@ -286,6 +294,7 @@ class PostgresWriter:
         if not rows:
             return
         columns, aside = ", ".join(put.columns), f"{_MARK}_{put.table}"
+        self._rows_unswept += len(rows) if put.table == "runs" else 0
         with _told(self._place):
             if put.conflict:
                 self.run(f"CREATE TEMPORARY TABLE IF NOT EXISTS {aside} (LIKE {put.table}) ON COMMIT DELETE ROWS")
@@ -296,6 +305,15 @@ class PostgresWriter:
                     copy.write_row(row)
             if put.conflict:
                 self.run(f"INSERT INTO {put.table} ({columns}) SELECT {columns} FROM {aside} {put.conflict}")  # noqa: S608
+
+    def _sweep(self) -> None:
+        """Look at the runs that are open. A state that a run has left stays in the index until the server's next vacuum, or
+        until somebody comes by: else whoever counts the open ones first, a page that is, goes through all that have ended.
+        """
+        self._rows_unswept = 0
+        for state in (state for state in State if not state.is_end):
+            some = f"SELECT FROM runs WHERE state = ? ORDER BY scheduled_at DESC LIMIT {_SWEPT_ROWS}"
+            self.run(f"SELECT count(*) FROM ({some}) AS open", [state.value])  # noqa: S608
 
     def reader(self) -> PostgresReader:
         """See WriteDatabase."""

@@ -27,7 +27,7 @@ from engine.deadlines import end_hung_process
 from engine.errors import ResultStoreError
 from engine.executor import Call, Report, decode_call, decode_reports, encode_reports, run_of
 from engine.log_catcher import catcher
-from engine.log_outbox import Outbox
+from engine.log_outbox import LogOutbox
 from engine.logs import logger
 from engine.packing import run_parcel
 from engine.parcels import Outcome, decode_parcel, encode_outcomes
@@ -59,7 +59,7 @@ class ReportPlugin(WorkerPlugin):  # type: ignore[misc]
         """Called by the worker, once."""
         self.address = worker.address
         self.tracer = Tracer.from_environment("engine-worker")
-        self.logs = Outbox()
+        self.logs = LogOutbox()
         catcher.begin(self)
         self._worker = worker
         #: Whether a task that cannot be stopped ends this process.

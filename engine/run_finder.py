@@ -49,15 +49,14 @@ class RunFinder:
         """
         seen = None if self._histories is None else await asyncio.to_thread(self._look, self._histories, run_id)
         if seen is None:
-            return await self._read(Story(), run_id, None, {})
+            return await self._read(Story(), run_id, {})
         if seen.row is None:
             # Too new, or gone: only what the history has not read yet can tell.
-            starts = {n: known.next_offset for n, known in seen.unread.items()}
-            return await self._read(Story(), run_id, starts, seen.unread)
+            return await self._read(Story(), run_id, seen.unread)
         story = await self.story_of(seen.row, seen.repeats, with_calls=with_calls)
         partition = story.partition
         if needs_end and story.end is None and partition in seen.unread:
-            await self._read(story, run_id, {partition: seen.unread[partition].next_offset}, seen.unread)
+            await self._read(story, run_id, seen.unread, only=partition)
         return story
 
     async def story_of(self, row: RunRow, repeats: Mapping[str, bool], *, with_calls: bool = False) -> Story:
@@ -65,7 +64,7 @@ class RunFinder:
         partition, offset = where_of(row.place)
         story = Story(partition=partition, key=row.run_key, repeats=dict(repeats))
         if with_calls:
-            await self._read(story, row.run_id, {partition: offset}, {}, until_end=True)
+            await self._read(story, row.run_id, {partition: Progress(offset)}, only=partition, until_end=True)
         elif (record := await self._record(partition, offset)) is not None:
             _take(story, row.run_id, record, Deduplicator())
         if story.end is None and State(row.state).is_end:
@@ -81,10 +80,11 @@ class RunFinder:
     def _look(self, histories: Histories, run_id: str) -> _Seen | None:
         try:
             with histories() as history:
+                # First how far it is: a run that it takes in after this, and before we look for it, is read twice, not never.
+                unread = {n: known for (topic, n), known in history.progress().items() if topic == self._topic}
                 row = history.run(run_id)
                 row = row if row is not None and row.run_id == run_id else None
                 repeats = {one.run_id: State(one.state).is_end for one in history.repeats(run_id)} if row else {}
-                unread = {n: known for (topic, n), known in history.progress().items() if topic == self._topic}
                 return _Seen(row, repeats, unread)
         except (HistoryUnavailable, HistoryUnreadable) as error:
             # The topic has it all; only it takes longer.
@@ -105,15 +105,17 @@ class RunFinder:
         self,
         story: Story,
         run_id: str,
-        starts: Mapping[int, int] | None,
-        known: Mapping[int, Progress],
+        begins: Mapping[int, Progress],
         *,
+        only: int | None = None,
         until_end: bool = False,
     ) -> Story:
+        """From where ``begins`` says on, and a partition that is not in it from its beginning; ``only`` one, or all."""
         counted: dict[int, Deduplicator] = {}
-        for partition, progress in known.items():
+        for partition, progress in begins.items():
             counted.setdefault(partition, Deduplicator()).begin_epoch(progress.epoch)
-        async with aclosing(snapshot(self._broker, self._topic, starts=starts)) as records:
+        starts = {partition: progress.next_offset for partition, progress in begins.items()}
+        async with aclosing(snapshot(self._broker, self._topic, starts=starts, only=only)) as records:
             async for record in records:
                 _take(story, run_id, record, counted.setdefault(record.partition, Deduplicator()))
                 if until_end and story.end is not None:

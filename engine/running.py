@@ -26,7 +26,7 @@ from engine.errors import ResultMissing, ResultStoreError, ResultStuck, TaskFail
 from engine.executor import TAKEN, Call, Report, index_of, values_at
 from engine.failures import MAX_MESSAGE, failure_of, frames_of_coroutine, frames_of_thread, stack_of
 from engine.log_catcher import speaker
-from engine.log_outbox import Outbox, Speaker, Voice
+from engine.log_outbox import LogOutbox, Speaker, Voice
 from engine.logs import logger, run_fields
 from engine.retries import judge, next_wait_seconds
 from engine.runs import stored_places, task_run_id_of
@@ -72,7 +72,7 @@ class Reporter(Nursery, Protocol):
     address: str
     tracer: Tracer
     #: Where log lines go.
-    logs: Outbox
+    logs: LogOutbox
 
     def begin(self, report: Report) -> None:
         """An attempt has begun; need not be passed on if it ends soon."""

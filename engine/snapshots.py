@@ -11,27 +11,29 @@ _POLL_RECORDS = 1_000
 
 
 async def snapshot(
-    broker: Broker, topic: str, since_ms: int = 0, *, starts: Mapping[int, int] | None = None
+    broker: Broker, topic: str, since_ms: int = 0, *, starts: Mapping[int, int] | None = None, only: int | None = None
 ) -> AsyncGenerator[Record, None]:
     """The records of a topic from ``since_ms`` (milliseconds since the epoch) up to what is there when it begins.
 
-    With ``starts`` only those partitions are read, each from that offset on. Raises KafkaUnavailable, and TopicError where
-    the topic does not exist. Whoever leaves it early closes it (``contextlib.aclosing``).
+    ``starts`` has the offsets from which on partitions are read; one that is not in it is read from its beginning. ``only``
+    is the one partition that is read. Raises KafkaUnavailable, and TopicError where the topic does not exist. Whoever
+    leaves it early closes it (``contextlib.aclosing``).
     """
+    offsets = {} if starts is None else starts
     source: Source
     ends: dict[Partition, int] = {}
 
     async def begin(assigned: Sequence[Partition]) -> Mapping[Partition, int]:
         ends.update(await source.end_offsets(assigned))
-        found = {place: await source.offset_at(place, since_ms) for place in assigned}
-        if starts is not None:
-            # What has expired cannot be asked for: an offset below the first would start at either end.
-            found = {
-                place: max(first, starts[place[1]]) if first is not None and place[1] in starts else None
-                for place, first in found.items()
-            }
-        # Where nothing is so young there is nothing to read, whatever the end.
-        return {place: ends[place] if at is None else min(at, ends[place]) for place, at in found.items()}
+        found = dict(ends)
+        for place in assigned:
+            if only is None or place[1] == only:
+                first = await source.offset_at(place, since_ms)
+                # Where nothing is so young there is nothing to read, whatever the end. And what has expired cannot be asked
+                # for: an offset below the first would start at either end.
+                if first is not None:
+                    found[place] = min(max(first, offsets.get(place[1], 0)), ends[place])
+        return found
 
     source = broker.source([topic], group=None, on_assigned=begin)
     try:

@@ -62,9 +62,9 @@ def routes(parts: Parts) -> list[Route]:
     async def look_at(name: str) -> Mapping[str, Any]:
         def ask(history: History) -> tuple[_Flow | None, Page[RunRow]]:
             declared = next((one for one in history.declarations() if one.name == name), None)
-            row = next((row for row in history.flows() if row.flow == name), None)
-            found = None if declared is None and row is None else _flow(name, declared, row)
-            return found, history.runs(RunFilter(flows=[name]), limit=_RUNS)
+            runs = history.runs(RunFilter(flows=[name]), limit=_RUNS)
+            row = history.flow(name) if runs.items else None
+            return None if declared is None and row is None else _flow(name, declared, row), runs
 
         flow, runs = await parts.reader.ask(ask)
         if flow is None:

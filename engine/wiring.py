@@ -21,7 +21,7 @@ from engine.failures import failure_of
 from engine.flow_watch import FlowWatch
 from engine.flows import Flow
 from engine.log_catcher import catcher, speaker
-from engine.log_outbox import Outbox, Speaker, Voice
+from engine.log_outbox import LogOutbox, Speaker, Voice
 from engine.logs import logger, run_fields
 from engine.planning import Advance, Feed, Limits, Outcome
 from engine.recording import Recording
@@ -56,7 +56,7 @@ class Wirer:
         self._recordings: dict[str, Recording] = {}
         self._speakers: dict[str, Speaker] = {}
         #: What flows log.
-        self.logs = Outbox()
+        self.logs = LogOutbox()
         catcher.begin(self)
 
     async def start(self, starts: Sequence[Start]) -> list[Advance]:

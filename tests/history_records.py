@@ -51,7 +51,7 @@ class Topics:
         return made
 
     def put(self, change: StateChange, partition: int = 0) -> None:
-        value, headers = Envelope.of("app", change.run_id).write(change, TRACE)
+        value, headers = Envelope.of("app", change.run_id).write(change, change.traceparent or TRACE)
         self.append(STATES, partition, value, headers)
 
     def ownership(self, partition: int = 0) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -12,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import psycopg
 
 #: Whom it runs as where the tests run as root, which it refuses: ``nobody``.
@@ -105,6 +107,17 @@ class PostgresUnderTest:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def cpu_seconds(self) -> float:
+        """What it and all of its processes have spent."""
+        if self._process is None:
+            return 0.0
+        server = psutil.Process(self._process.pid)
+        spent = sum(server.cpu_times()[:4])  # with its children that have ended
+        for child in server.children():
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                spent += sum(child.cpu_times()[:2])
+        return spent
 
     def close(self) -> None:
         """Stop it, and leave nothing behind."""

@@ -17,7 +17,7 @@ from engine.errors import EngineError
 from tests.benchmarks.beside import beside
 from tests.benchmarks.depth import depth
 from tests.benchmarks.flat import flat
-from tests.benchmarks.history import history
+from tests.benchmarks.history import history, rebuild
 from tests.benchmarks.latency import latency
 from tests.benchmarks.live import live
 from tests.benchmarks.pressure import pressure
@@ -38,7 +38,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None]]] =
     "flat": lambda a: flat(a.runs or 50_000, packed=a.packed, dedup_window_seconds=a.dedup_window_seconds),
     "pressure": lambda a: pressure(a.events or 200_000),
     "beside": lambda a: beside(a.runs or (10_000 if a.packed else 1_000), a.rounds, packed=a.packed, free_core=a.free_core),
-    "history": lambda a: history(a.runs or 1_000_000, a.history),
+    "history": lambda a: history(a.runs or 1_000_000, a.history, postgres=a.postgres),
+    "rebuild": lambda a: rebuild(a.runs or 200_000, a.history, postgres=a.postgres),
     "live": lambda a: live(a.events or 10_500),
     "restart": lambda a: restart(a.runs or 1_000_000, a.open_runs, a.rounds),
     "profile": lambda a: profile(a.runs or 5_000, packed=a.packed, sampled=a.sampled),
@@ -61,7 +62,8 @@ def main() -> None:
     parser.add_argument("--packed", action="store_true", help="packed runs, for latency, flat, beside and profile")
     parser.add_argument("--sampled", action="store_true", help="for profile: samples instead of every call")
     parser.add_argument("--known", action="store_true", help="for depth: the length is known when the event comes")
-    parser.add_argument("--history", help="for history: the URL of a PostgreSQL database, whose history is dropped")
+    parser.add_argument("--history", help="for history and rebuild: the URL of a PostgreSQL database, whose history is dropped")
+    parser.add_argument("--postgres", action="store_true", help="for history and rebuild: on a PostgreSQL of its own")
     parser.add_argument("--dedup-window-seconds", type=float, default=60.0, help="the engine's setting, for flat")
     arguments = parser.parse_args()
     logs.configure(level="WARNING")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -13,11 +13,15 @@ from engine.events import Position
 from engine.history import History, RunFilter
 from engine.history_database import Put, WriteDatabase
 from engine.history_schema import Attempt, LetterRow, TaskRow
-from engine.states import State
+from engine.log_rows import LogFilter, LogsRow, row_of
+from engine.run_logs import Line, LogBatch, encode_batch
+from engine.states import State, utc
 
 #: Dead letters, and how many of ten were dealt with; tasks of the one run that has far too many.
 LETTERS, DEALT_WITH, TASKS = 60_000, 9, 50_000
-_ROUNDS = 15
+#: Runs that have said something, and records of twenty lines of the one that has too many tasks.
+LOGGED, TALK = 100_000, 1_000
+ROUNDS = 15
 
 
 def add_bad_cases(db: WriteDatabase, now: float, span_seconds: float) -> str:
@@ -55,20 +59,37 @@ def add_bad_cases(db: WriteDatabase, now: float, span_seconds: float) -> str:
         db.put_all(Put("marks", ("partition", "place", "letter", "identity", "marked", "at", "replay")), marks)
         db.put_all(Put("task_runs", TaskRow.__struct_fields__), map(msgspec.structs.astuple, tasks))
         db.run("UPDATE runs SET tasks = ? WHERE place = ?", [TASKS, place])
+        logged = [name for (name,) in db.all("SELECT run_id FROM runs ORDER BY place DESC LIMIT ?", [LOGGED])]
+        db.put_all(Put("logs", ("place", "run_id", "at", "name", "lines", "size", "content")), _logs(logged, run_id, now))
     return str(run_id)
+
+
+def _logs(run_ids: list[str], large: str, now: float) -> Iterator[LogsRow]:
+    """A record of three lines of each run, and a talk of one of them."""
+    said = [(run_id, 3) for run_id in run_ids] + [(large, 20)] * TALK
+    for number, (run_id, count) in enumerate(said):
+        lines = tuple(Line(utc(now), "info" if n else "error", "shop", f"line {n} of {number}") for n in range(count))
+        name = {"task": "price", "task_run_id": f"{run_id}/price/0"}
+        batch = LogBatch(run_id=run_id, flow="flow_01", attempt=1, lines=lines, **name)
+        yield row_of(number << 12, now, batch, encode_batch(batch))
 
 
 def ask(place: str, large: str, span_seconds: float) -> None:
     """Ask everything some times over, and print the median and the most. ``large`` is the run with too many tasks."""
-    print(f"  queries, {_ROUNDS} times each, ms:                  median      most")
+    print(f"  queries, {ROUNDS} times each, ms:                  median      most")
     with History.open(place) as found:
         for name, question in _questions(found, large, span_seconds).items():
             took = []
-            for _ in range(_ROUNDS):
+            for _ in range(ROUNDS):
                 began = time.monotonic()
                 question()
                 took.append((time.monotonic() - began) * 1000)
-            print(f"    {name:<42} {statistics.median(took):>9.2f} {max(took):>9.2f}", flush=True)
+            tell(name, took)
+
+
+def tell(name: str, took: list[float]) -> None:
+    """Print the median and the most of some milliseconds."""
+    print(f"    {name:<52} {statistics.median(took):>9.2f} {max(took):>9.2f}", flush=True)
 
 
 def _questions(found: History, large: str, span_seconds: float) -> dict[str, Callable[[], object]]:
@@ -105,12 +126,16 @@ def _questions(found: History, large: str, span_seconds: float) -> dict[str, Cal
         f"a run with {TASKS:,} tasks: first page": lambda: _one(found, large),
         f"a run with {TASKS:,} tasks: page in the middle": lambda: _page(found, large, "resize/0.3"),
         f"a run with {TASKS:,} tasks: counts by task": lambda: _counts(found, large),
+        "logs of a run": lambda: found.logs(chance.choice(some), limit=500),
+        "logs of a run with 20,003 lines, the latest": lambda: found.logs(large, limit=501, wanted=LogFilter(latest=True)),
+        "logs of a run with 20,003 lines, errors": lambda: found.logs(large, limit=501, wanted=LogFilter(level="error")),
         "runs whose id begins so": lambda: found.runs_like(chance.choice(some)[:3]),
         "events": lambda: found.events(limit=50),
         "events, a page in the middle": lambda: found.events(cursor=middle, limit=50),
         "one event": lambda: found.event(Position("orders", 0, chance.randrange(1_000))),
         "events of an id": lambda: found.positions_of(f"event-{chance.randrange(1_000)}"),
         "dead letters, open, behind 20,000 others": lambda: found.letters(limit=50),
+        "dead letters, open, of a reason": lambda: found.letters(reasons=["run-failed"], limit=50),
         "dead letters, all": lambda: found.letters(all=True, limit=50),
         "workers": lambda: found.workers(now - 86_400),
         f"flows ({len(flows)}), success rate and p50/p95": found.flows,

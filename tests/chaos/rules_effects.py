@@ -29,7 +29,7 @@ def effects(histories: Histories, topics: Topics, paths: Paths) -> Iterator[Viol
         yield from _again(task_run_id, its, deaths, workers[run_id])
     done = {effect.task_run_id for effect in histories.effects if effect.what == "done"}
     taken = {f"{one.made}/{call}" for one in histories.asked for call in one.taken}
-    for change in topics.valid if histories.effects else ():
+    for change in topics.valid:
         is_users = change.task_run_id and not change.task.startswith("engine.")
         if is_users and change.state == "COMPLETED" and change.task_run_id not in done | taken:
             yield Violation("phantom", change.run_id, f"{change.task_run_id} is COMPLETED, and never returned")

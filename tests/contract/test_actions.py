@@ -11,14 +11,17 @@ import msgspec
 import pytest
 
 from engine.actions import Actions
-from engine.broker import Broker
+from engine.broker import Broker, Record
 from engine.command_errors import AlreadyEnded, NotFound, NotRepeatable, ParametersError
 from engine.event_fates import Fate
 from engine.event_lister import EventLister
 from engine.history import History, RunFilter
+from engine.history_schema import RunRow
 from engine.history_store import HistoryStore
 from engine.inline import InlineExecutor
-from engine.memory import MemoryBroker
+from engine.letter_lists import Status
+from engine.memory import MemoryBroker, MemorySource
+from engine.projection import read_all
 from engine.projector import Projector
 from engine.repeats import Kind
 from engine.results import ResultStore
@@ -169,6 +172,32 @@ async def test_what_may_be_taken_is_on_the_log_for_whoever_owns_it_next(tmp_path
         await first.close()
 
 
+async def test_a_rerun_from_a_task_reads_nothing_that_lies_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acting = Acting(MemoryBroker(), tmp_path, has_history=True)
+    await acting.start()
+    try:
+        for number in range(5):
+            await acting.app.run_of(await acting.actions.start("count", {"value": number}))
+        run = await failed(acting)
+        await acting.app.stop()
+        read: list[Record] = []
+        poll = MemorySource.poll
+
+        async def polled(self: MemorySource, *, timeout_seconds: float, max_records: int) -> list[Record]:
+            records = await poll(self, timeout_seconds=timeout_seconds, max_records=max_records)
+            read.extend(records)
+            return records
+
+        monkeypatch.setattr(MemorySource, "poll", polled)
+        await acting.actions.rerun(run.id, from_task="total")
+        assert run.id.encode() in (read[0].value or b"")
+        assert len({record.partition for record in read}) == 1
+    finally:
+        await acting.close()
+
+
 async def test_an_unknown_task_is_answered_with_the_tasks_of_the_run(acting: Acting) -> None:
     run = await failed(acting)
     with pytest.raises(NotFound, match="load, price, scale, total"):
@@ -194,6 +223,52 @@ async def test_a_history_that_is_gone_makes_nobody_wait_but_longer(tmp_path: Pat
         again = await made.actions.repeat(run_id, Kind.RERUN)
         await eventually(lambda: made.app.ends(again))
     finally:
+        await made.close()
+
+
+async def test_a_run_is_found_by_a_history_that_has_read_nothing_yet(tmp_path: Path) -> None:
+    made = Acting(MemoryBroker(), tmp_path, has_history=True)
+    await made.start()
+    try:
+        await asyncio.to_thread((tmp_path / "history.db").unlink)
+        empty = HistoryStore(str(tmp_path / "history.db"), made.settings.app)
+        empty.open()
+        empty.close()
+        run_id = await made.actions.start("count", {"value": 2})
+        await made.app.run_of(run_id)
+        again = await made.actions.repeat(run_id, Kind.RERUN)
+        assert (await made.app.run_of(again)).changes[0].repeats == run_id
+    finally:
+        await made.close()
+
+
+async def test_a_run_that_the_history_takes_in_while_it_is_asked_is_found(tmp_path: Path) -> None:
+    broker, path = MemoryBroker(), str(tmp_path / "history.db")
+    made = Acting(broker, tmp_path, has_history=True)
+
+    class Busy(History):
+        """The projector writes right after the question for the run."""
+
+        def run(self, run_id: str) -> RunRow | None:
+            found = super().run(run_id)
+            store = HistoryStore(path, made.settings.app)
+            store.open()
+            offsets, topic = store.offsets(), made.settings.states_topic
+            starts = [offsets[topic, n].next_offset if (topic, n) in offsets else 0 for n in range(2)]
+            unread = [record for n, log in enumerate(broker.topic(topic).logs) for record in log[starts[n] :]]
+            store.write(read_all(unread, topic), offsets)
+            store.close()
+            return found
+
+    await made.start()
+    busy = Actions(made.settings, broker, broker.sink(), None, lambda: Busy.open(path))
+    try:
+        run_id = await made.actions.start("count", {"value": 2})
+        await made.app.run_of(run_id)
+        with pytest.raises(AlreadyEnded):
+            await busy.cancel(run_id)
+    finally:
+        await busy.close()
         await made.close()
 
 
@@ -234,7 +309,7 @@ async def test_of_each_event_it_is_told_what_became_of_it(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("has_history", [True, False], ids=["history", "topics"])
-async def test_on_kafka_a_run_is_found_by_its_record_or_by_reading_all(
+async def test_on_kafka_runs_and_letters_are_found_by_their_records_or_by_reading_all(
     kafka_broker: Broker, tmp_path: Path, has_history: bool
 ) -> None:
     made = Acting(kafka_broker, tmp_path, has_history=has_history)
@@ -250,5 +325,14 @@ async def test_on_kafka_a_run_is_found_by_its_record_or_by_reading_all(
             await made.actions.cancel(done.run_id)
         assert (await made.app.run_of(await made.actions.repeat(done.run_id, Kind.RERUN))).end.state is S.COMPLETED
         assert await made.actions.start("count", {"value": 1}, request_id="k")
+        await made.app.send("picky", {"value": "x"})
+        [record] = await made.app.letters(1)
+        await made.project()
+        letter_id = f"{record.partition}/{record.offset}"
+        replays = [(await made.actions.replay([letter_id]))[0].replay for _ in range(2)]
+        assert len(set(replays)) == 2, "the second has seen the mark of the first, which the history has not"
+        await made.actions.drop([letter_id])
+        [entry] = await made.actions.desk.chosen([letter_id])
+        assert (entry.status, entry.replays) == (Status.DROPPED, 2)
     finally:
         await made.close()

@@ -12,7 +12,7 @@ import pytest
 
 import engine
 from engine.log_catcher import Catcher, catcher, speaker
-from engine.log_outbox import Outbox, RunLog, Speaker, Voice
+from engine.log_outbox import LogOutbox, RunLog, Speaker, Voice
 from engine.run_logs import decode_batch
 
 
@@ -20,7 +20,7 @@ class Talk:
     """Somebody who speaks, and what was said."""
 
     def __init__(self) -> None:
-        self.logs = Outbox()
+        self.logs = LogOutbox()
 
     @property
     def lines(self) -> list[tuple[str, str, str]]:
@@ -203,7 +203,7 @@ def test_where_nobody_speaks_a_logger_is_one_of_standard_logging(caplog: pytest.
 
 
 def test_a_quota_that_is_spent_hurts_nobody(talk: Talk) -> None:
-    closed = RunLog(Outbox(), Voice(run_id="r", flow="f", attempt=1, traceparent=""))
+    closed = RunLog(LogOutbox(), Voice(run_id="r", flow="f", attempt=1, traceparent=""))
     closed.close()
 
     class Closed:

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from engine import log_outbox
-from engine.log_outbox import MAX_BYTES, MAX_LINES, MAX_UNSENT_BYTES, Allowance, Outbox, RunLog, Speaker, Voice
+from engine.log_outbox import MAX_BYTES, MAX_LINES, MAX_UNSENT_BYTES, Allowance, LogOutbox, RunLog, Speaker, Voice
 from engine.run_logs import MAX_RECORD_BYTES, MAX_RECORD_LINES, Line, LogBatch, decode_batch
 
 
@@ -20,11 +20,11 @@ def say(log: RunLog, *messages: str) -> None:
         log.say(1.0, 20, "orders", lambda message=message: message)  # type: ignore[misc]
 
 
-def taken(outbox: Outbox) -> list[LogBatch]:
+def taken(outbox: LogOutbox) -> list[LogBatch]:
     return [decode_batch(mail.value) for mail in outbox.take_all()]
 
 
-def lines(outbox: Outbox) -> list[Line]:
+def lines(outbox: LogOutbox) -> list[Line]:
     return [line for batch in taken(outbox) for line in batch.lines]
 
 
@@ -35,7 +35,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lines_of_one_voice_leave_in_order_and_once() -> None:
-    outbox = Outbox()
+    outbox = LogOutbox()
     log, other = RunLog(outbox, voice()), RunLog(outbox, voice("price/1"))
     say(log, "1", "2")
     say(other, "a")
@@ -51,7 +51,7 @@ def test_lines_of_one_voice_leave_in_order_and_once() -> None:
 
 
 def test_no_two_batches_have_one_id() -> None:
-    outboxes = [Outbox(), Outbox()]
+    outboxes = [LogOutbox(), LogOutbox()]
     ids = []
     for outbox in outboxes * 2:
         say(RunLog(outbox, voice()), "x")
@@ -60,7 +60,7 @@ def test_no_two_batches_have_one_id() -> None:
 
 
 def test_records_are_never_too_large(unhurried: None) -> None:
-    outbox = Outbox()
+    outbox = LogOutbox()
     say(RunLog(outbox, voice()), *("\x00" * 8_000 for _ in range(60)))
     say(RunLog(outbox, voice("b/0")), *("" for _ in range(2_500)))
     mails = outbox.take_all()
@@ -74,7 +74,7 @@ def test_records_are_never_too_large(unhurried: None) -> None:
 def test_an_attempt_has_so_many_lines_and_bytes_and_says_in_the_end_what_was_dropped(
     unhurried: None, text: str, kept: int
 ) -> None:
-    outbox = Outbox()
+    outbox = LogOutbox()
     log = RunLog(outbox, voice())
     say(log, *(text for _ in range(kept + 77)))
     log.close()
@@ -88,7 +88,7 @@ def test_an_attempt_has_so_many_lines_and_bytes_and_says_in_the_end_what_was_dro
 
 def test_a_text_is_not_made_where_there_is_no_room_for_it(unhurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_outbox, "MAX_LINES", 1)
-    log = RunLog(Outbox(), voice())
+    log = RunLog(LogOutbox(), voice())
     made: list[int] = []
     for number in range(1_000):
         log.say(1.0, 20, "orders", lambda number=number: made.append(number) or "x")  # type: ignore[misc]
@@ -96,7 +96,7 @@ def test_a_text_is_not_made_where_there_is_no_room_for_it(unhurried: None, monke
 
 
 def test_attempts_that_log_all_they_may_do_not_fill_the_process() -> None:
-    outbox = Outbox()
+    outbox = LogOutbox()
     logs = [RunLog(outbox, voice(f"price/{number}")) for number in range(20)]
     for log in logs:
         say(log, *("x" * 8_000 for _ in range(200)))
@@ -108,7 +108,7 @@ def test_attempts_that_log_all_they_may_do_not_fill_the_process() -> None:
 
 def test_what_nobody_takes_away_is_bounded(unhurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_outbox, "MAX_BYTES", 1 << 40)
-    outbox = Outbox()
+    outbox = LogOutbox()
     log = RunLog(outbox, voice())
     say(log, *("x" * 8_000 for _ in range(3_000)))
     log.close()
@@ -128,7 +128,7 @@ def test_an_allowance_grows_again_with_time_and_never_beyond_itself() -> None:
 
 
 def test_who_waits_is_woken_by_the_first_line_and_a_closed_loop_hurts_nobody() -> None:
-    outbox = Outbox()
+    outbox = LogOutbox()
     woken: list[int] = []
     outbox.wake = lambda: woken.append(1)
     log = RunLog(outbox, voice())
@@ -145,14 +145,14 @@ def test_who_waits_is_woken_by_the_first_line_and_a_closed_loop_hurts_nobody() -
 
 
 def test_a_voice_that_cannot_be_told_keeps_nobody_from_being_heard() -> None:
-    outbox = Outbox()
+    outbox = LogOutbox()
     say(RunLog(outbox, voice("\ud800/0")), "x")
     say(RunLog(outbox, voice()), "heard")
     assert [line.message for line in lines(outbox)] == ["heard"]
 
 
 def test_threads_lose_no_line_of_one_another(unhurried: None) -> None:
-    outbox = Outbox()
+    outbox = LogOutbox()
     logs = [RunLog(outbox, voice(f"price/{number}")) for number in range(4)]
     found: list[LogBatch] = []
     threads = [threading.Thread(target=say, args=(log, *map(str, range(500)))) for log in logs]
@@ -169,7 +169,7 @@ def test_threads_lose_no_line_of_one_another(unhurried: None) -> None:
 def test_a_speaker_makes_its_log_when_it_says_something_and_none_while_it_is_muted() -> None:
     class Holder:
         @property
-        def logs(self) -> Outbox:
+        def logs(self) -> LogOutbox:
             raise AssertionError("nothing was said")
 
     speaker = Speaker(Holder(), lambda holder, subject: voice(), None)

@@ -14,7 +14,7 @@ from engine import log_writer
 from engine.broker import Outgoing, TopicSpec
 from engine.errors import KafkaUnavailable
 from engine.events import Position
-from engine.log_outbox import Outbox, RunLog, Voice
+from engine.log_outbox import LogOutbox, RunLog, Voice
 from engine.log_writer import LogWriter
 from engine.memory import MemoryBroker
 from engine.run_logs import LogMail, read_batch
@@ -25,7 +25,7 @@ SETTINGS = Settings(app="app", http="")
 
 
 def mails(run_id: str, *messages: str) -> list[LogMail]:
-    outbox = Outbox()
+    outbox = LogOutbox()
     log = RunLog(outbox, Voice(run_id=run_id, flow="fulfil", attempt=1, traceparent=""))
     for message in messages:
         log.say(1.0, 20, "orders", lambda message=message: message)  # type: ignore[misc]
@@ -52,8 +52,8 @@ async def broker() -> MemoryBroker:
 
 
 @asynccontextmanager
-async def writing(sink: Any, outbox: Outbox | None = None) -> AsyncIterator[LogWriter]:
-    writer = LogWriter(SETTINGS, sink, Outbox() if outbox is None else outbox)
+async def writing(sink: Any, outbox: LogOutbox | None = None) -> AsyncIterator[LogWriter]:
+    writer = LogWriter(SETTINGS, sink, LogOutbox() if outbox is None else outbox)
     running = asyncio.create_task(writer.run())
     yield writer
     running.cancel()
@@ -71,7 +71,7 @@ async def test_lines_of_a_run_lie_in_order_in_one_partition(broker: MemoryBroker
 
 
 async def test_what_flows_of_this_process_say_is_written_without_being_asked(broker: MemoryBroker) -> None:
-    outbox = Outbox()
+    outbox = LogOutbox()
     async with writing(broker.sink(), outbox):
         log = RunLog(outbox, Voice(run_id="r", flow="fulfil", attempt=1, traceparent=""))
         await asyncio.to_thread(log.say, 1.0, 20, "orders", lambda: "from a thread")

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from engine.flows import Flow
 from engine.handles import recorder
 from engine.log_catcher import catcher
-from engine.log_outbox import Outbox
+from engine.log_outbox import LogOutbox
 from engine.packing import run_parcel
 from engine.parcels import Outcome, PackedRun, Parcel, TaskEntry, decode_tasks
 from engine.run_logs import decode_batch
@@ -370,7 +370,7 @@ def test_a_task_outcome_has_no_error_unless_there_was_one() -> None:
 
 def test_what_a_packed_run_logs_is_said_by_its_flow_or_its_tasks(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    outbox = Outbox()
+    outbox = LogOutbox()
     catcher.begin("test")
     try:
         run_parcel(parcel_of(talk.packed, {"sku": "a"}, {"sku": "b"}), lambda _: None, tracer=SILENT, logs=outbox, worker="w")
@@ -387,7 +387,7 @@ def test_what_a_packed_run_logs_is_said_by_its_flow_or_its_tasks(caplog: pytest.
 
 def test_the_tasks_of_a_packed_run_share_what_they_may_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.log_outbox.MAX_LINES", 2)
-    outbox = Outbox()
+    outbox = LogOutbox()
     run_parcel(parcel_of(talk.packed, {"sku": "a"}), lambda _: None, tracer=SILENT, logs=outbox)
     lines = [line for mail in outbox.take_all() for line in decode_batch(mail.value).lines]
     assert [line.message.partition(" more")[0] for line in sorted(lines, key=lambda line: line.at)] == [

@@ -20,7 +20,7 @@ from engine.errors import TaskFailed
 from engine.executor import Call, Report, index_of, key_of
 from engine.handles import Handle
 from engine.log_catcher import catcher, speaker
-from engine.log_outbox import MAX_LINES, Outbox
+from engine.log_outbox import MAX_LINES, LogOutbox
 from engine.run_logs import LogBatch, decode_batch
 from engine.running import Postponed
 from engine.states import State, encode
@@ -41,7 +41,7 @@ class Listed:
 
     def __init__(self) -> None:
         self.reports: list[Report] = []
-        self.logs = Outbox()
+        self.logs = LogOutbox()
         self.is_told = threading.Event()
 
     def begin(self, report: Report) -> None:
