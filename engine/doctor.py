@@ -55,7 +55,7 @@ def _handlers(settings: Settings) -> tuple[list[Check], list[str], list[str]]:
     except EngineError as error:
         return [Check("handlers", ok=False, found=str(error), remedy="Correct it; nothing can run before.")], [], []
     modules = [place.module for place in places(settings.handlers)]
-    found = f"{len(flows)} flows in {', '.join(modules)}"
+    found = f"{len(flows)} {'flow' if len(flows) == 1 else 'flows'} in {', '.join(modules)}"
     return [Check("handlers", ok=True, found=found)], Triggers(flows.values()).topics, modules
 
 
@@ -66,7 +66,7 @@ async def _kafka(settings: Settings, broker: Broker, event_topics: list[str]) ->
         counts = {topic: await broker.partitions(topic) for topic in (*own, *event_topics)}
     except KafkaUnavailable as error:
         remedy = "Start it (`engine dev` does), or correct --kafka."
-        return [Check("Kafka", ok=False, found=str(error.cause), remedy=remedy, is_unreachable=True)]
+        return [Check("Kafka", ok=False, found=f"{settings.kafka}: {error.cause}", remedy=remedy, is_unreachable=True)]
     checks = [Check("Kafka", ok=True, found=settings.kafka)]
     for topic, count in counts.items():
         name = f"topic {topic}"
