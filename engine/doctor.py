@@ -78,7 +78,7 @@ async def _kafka(settings: Settings, broker: Broker, event_topics: list[str]) ->
             remedy = f"The number is fixed when the topic is made: set state_partitions = {count}."
             checks.append(Check(name, ok=False, found=found, remedy=remedy))
         else:
-            checks.append(Check(name, ok=True, found=f"{count} partitions"))
+            checks.append(Check(name, ok=True, found=f"{count} {'partition' if count == 1 else 'partitions'}"))
     return checks
 
 
