@@ -239,6 +239,23 @@ def test_what_is_no_terminal_has_no_edge(
     database.close()
 
 
+def test_tasks_and_their_workers_are_whole_on_a_narrow_terminal(
+    database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their names are there to be copied: `runs logs --task one/1c6f820f8c0b5313`."""
+    spawned = {"task": "one", "task_run_id": f"{RUN}/one/1c6f820f8c0b5313", "flow": "f"}
+    database.topics.change(RUN, State.SCHEDULED, 0, flow="f")
+    database.topics.change(RUN, State.RUNNING, 1, flow="f")
+    database.topics.change(RUN, State.SCHEDULED, 2, **spawned)
+    database.topics.change(RUN, State.RUNNING, 3, **spawned, worker="tcp://127.0.0.1:44591")
+    database.project()
+    database.close()
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("runs", "show", RUN, "--history", database.path) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("one/1c6f820f8c0b5313 ")]
+    assert " 127.0.0.1:44591" in line
+
+
 def test_who_reads_no_further_is_no_run_that_failed(database: Database) -> None:
     """`| head`: the code is that of a reader that has gone, for tables as for lines."""
     for number in range(200):
