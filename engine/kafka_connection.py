@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,8 +23,6 @@ REQUEST_SECONDS = 5.0
 WHY_SECONDS = 2.0
 #: New partitions and moved leaders are noticed after at most so long.
 METADATA_SECONDS = 60.0
-#: Where Kafka keeps what groups commit.
-OFFSETS_TOPIC = "__consumer_offsets"
 #: Kafka's own default for max.message.bytes, taken where a topic's settings may not be read.
 DEFAULT_LIMIT_BYTES = 1_048_588
 
@@ -34,9 +32,6 @@ _SECURITY = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 _NOBODY = "Unable to bootstrap from"
 #: What aiokafka raises when it cannot get through; becomes KafkaUnavailable.
 UNREACHABLE = (KafkaError, OSError, TimeoutError)
-
-#: What Kafka's metadata says of each topic's partitions.
-Told = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 class KafkaConnection:
@@ -91,22 +86,14 @@ class KafkaConnection:
         aiokafka keeps to itself what the brokers answer, and tries again.
         """
         topics = {topic for topic, _ in written}
-        cause = await self._ask_why(topics, lambda found, least: shortage(written, found, least))
-        return TooFewReplicas(self.settings.kafka, cause) if cause else failure
-
-    async def why_not_kept(self, failure: KafkaUnavailable, group: str, after_seconds: float) -> KafkaUnavailable:
-        """The failure to commit for a group, or a better one, which is looked for after a while."""
-        await asyncio.sleep(after_seconds)
-        cause = await self._ask_why({OFFSETS_TOPIC}, lambda found, least: offsets_shortage(group, found, least))
-        return TooFewReplicas(self.settings.kafka, cause) if cause else failure
-
-    async def _ask_why(self, topics: Collection[str], judge: Callable[[Told, Mapping[str, int]], str]) -> str:
         try:
             async with asyncio.timeout(WHY_SECONDS), self._admin() as admin:
                 found = {topic["topic"]: topic["partitions"] for topic in await admin.describe_topics()}
-                return judge(found, await _numbers(admin, topics, "min.insync.replicas"))
+                least = await _numbers(admin, topics, "min.insync.replicas")
         except (KafkaUnavailable, TimeoutError):
-            return ""  # It is away; that needs no better reason.
+            return failure  # It is away; why a write failed needs no better reason.
+        cause = shortage(written, found, least)
+        return TooFewReplicas(self.settings.kafka, cause) if cause else failure
 
     async def partition_counts(self) -> dict[str, int]:
         """Every topic and how many partitions it has. Raises KafkaUnavailable."""
@@ -158,10 +145,10 @@ class KafkaConnection:
             await admin.close()
 
 
-def shortage(written: Collection[Partition], found: Told, least: Mapping[str, int]) -> str:
+def shortage(written: Collection[Partition], found: Mapping[str, Sequence[Mapping[str, Any]]], least: Mapping[str, int]) -> str:
     """What keeps brokers from taking writes to some of the partitions ``written``, for a person; empty where nothing does.
 
-    ``least`` is how many replicas of each topic must be in sync.
+    ``found`` is what Kafka's metadata says of each topic's partitions, ``least`` how many replicas of each must be in sync.
     """
     said: list[str] = []
     for topic, partition in sorted(written):
@@ -178,21 +165,6 @@ def shortage(written: Collection[Partition], found: Told, least: Mapping[str, in
                 )
     more = f", and {len(said) - 1} partitions more" if len(said) > 1 else ""
     return said[0] + more if said else ""
-
-
-def offsets_shortage(group: str, found: Told, least: Mapping[str, int]) -> str:
-    """The same of the partition that keeps what a group commits: Kafka finds it by the hash that Java has of the name."""
-    partitions = found.get(OFFSETS_TOPIC, ())
-    if not partitions:
-        return ""
-    code = 0
-    units = group.encode("utf-16-le")
-    for low, high in zip(units[::2], units[1::2], strict=True):
-        code = (31 * code + low + 256 * high) & 0xFFFFFFFF
-    # As a number of 32 bits with a sign; of the lowest there is no positive one.
-    place = 0 if code == 1 << 31 else min(code, (1 << 32) - code) % len(partitions)
-    cause = shortage({(OFFSETS_TOPIC, place)}, found, least)
-    return f"{cause} (it keeps the offsets of group {group})" if cause else ""
 
 
 async def _numbers(admin: AIOKafkaAdminClient, topics: Iterable[str], setting: str) -> dict[str, int]:

@@ -12,7 +12,7 @@ from aiokafka.errors import CommitFailedError, ConsumerStoppedError, IllegalStat
 
 from engine.broker import OnAssigned, OnRevoked, Partition, Record
 from engine.events import Headers
-from engine.kafka_connection import REQUEST_SECONDS, UNREACHABLE, WHY_SECONDS, KafkaConnection
+from engine.kafka_connection import REQUEST_SECONDS, UNREACHABLE, KafkaConnection
 
 #: A fetch that finds nothing is answered after so long. A partition that is resumed waits behind it.
 FETCH_WAIT_SECONDS = 0.1
@@ -125,31 +125,19 @@ class KafkaSource(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         return records
 
     async def commit(self, offsets: Mapping[Partition, int]) -> bool:
-        """Commit next offsets of partitions still assigned. False where the group refused. Raises KafkaUnavailable.
-
-        Where Kafka is there and cannot keep the group's offsets, that is TooFewReplicas.
-        """
+        """Commit next offsets of partitions still assigned. False where the group refused. Raises KafkaUnavailable."""
         owned = {TopicPartition(*p): offset for p, offset in offsets.items() if p in self._assignment}
         if self._group is None:
             return False
         if not owned:
             return True
-        # aiokafka itself tries for ever, and keeps to itself what the brokers answer. Whoever waits for a commit waits no
-        # longer because of the question why none comes through.
-        failure = self._connection.unavailable(TimeoutError())
-        why = self._connection.why_not_kept(failure, self._group, REQUEST_SECONDS - WHY_SECONDS)
-        asking = asyncio.create_task(why, name="kafka-commit-why")
         try:
-            async with asyncio.timeout(REQUEST_SECONDS):
+            async with asyncio.timeout(REQUEST_SECONDS):  # aiokafka itself tries for ever
                 await self._consumer.commit(owned)
         except (CommitFailedError, IllegalStateError):
             return False  # A rebalance is under way: the records come again, here or elsewhere.
-        except TimeoutError as error:
-            raise await asking from error
         except UNREACHABLE as error:
             raise self._connection.unavailable(error) from error
-        finally:
-            asking.cancel()
         return True
 
     def pause(self, partitions: Sequence[Partition]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.errors import KafkaUnavailable
-from engine.kafka_connection import OFFSETS_TOPIC, KafkaConnection, offsets_shortage, shortage
+from engine.kafka_connection import KafkaConnection, shortage
 from engine.settings import Settings
 
 
@@ -41,26 +41,6 @@ def test_of_many_the_first_is_named_and_the_others_are_counted() -> None:
 
 def test_who_may_not_read_settings_hears_nothing_wrong() -> None:
     assert shortage({("orders", 0)}, {"orders": [partition(0, 1)]}, {}) == ""
-
-
-@pytest.mark.parametrize(
-    ("group", "place"),
-    # The first is the text whose hash Java cannot negate; the hash of the last is -991506284.
-    [("polygenelubricants", 0), ("", 0), ("hello", 22), ("\u00e9\U0001f600", 12), ("app.dispatcher", 34)],
-)
-def test_of_the_offsets_of_a_group_the_partition_that_keeps_them_counts(group: str, place: int) -> None:
-    def said(short: int, in_sync: int = 1) -> str:
-        partitions = [partition(number, in_sync if number == short else 2) for number in range(50)]
-        return offsets_shortage(group, {OFFSETS_TOPIC: partitions}, {OFFSETS_TOPIC: 2})
-
-    assert said(place).startswith(f"too few in-sync replicas of partition {place} of __consumer_offsets, 1 of the 2 ")
-    assert said(place).endswith(f"(it keeps the offsets of group {group})")
-    assert said(place, in_sync=2) == ""
-    assert said((place + 1) % 50) == "", "others are none of its business"
-
-
-def test_before_anybody_has_committed_nothing_is_short() -> None:
-    assert offsets_shortage("shop.intake", {}, {}) == ""
 
 
 @pytest.mark.parametrize("text", ["node 1 is not ready.", "node 1 is not ready"])
