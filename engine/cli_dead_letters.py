@@ -23,6 +23,7 @@ from engine.command_errors import UsageError
 from engine.kafka import KafkaBroker
 from engine.letter_desk import LetterDesk
 from engine.letter_lists import Entry, Filter, LetterList, Status
+from engine.measures import plural
 
 OwnFlowFlag = Annotated[
     list[str] | None, Parameter(name=["--flow", "--of-flow"], negative=(), help="Only letters of this flow; again for more.")
@@ -117,7 +118,7 @@ async def replay(
         if json:
             put(json_text(one))
     if not json:
-        say(f"replayed {len(done)} dead letters; `engine states tail` shows what becomes of them")
+        say(f"replayed {plural(len(done), 'dead letter')}; see what becomes of that: engine states tail")
 
 
 async def drop(
@@ -141,7 +142,7 @@ async def drop(
         for entry in entries:
             put(json_text({"letter": entry.letter.id}))
     else:
-        say(f"dropped {len(entries)} dead letters; `engine dead-letters ls --all` still lists them")
+        say(f"dropped {plural(len(entries), 'dead letter')}; still listed by: engine dead-letters ls --all")
 
 
 async def resume(

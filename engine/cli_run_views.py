@@ -106,7 +106,9 @@ def tasks_as_table(tasks: Sequence[TaskRow]) -> Table:
         for attempt in attempts_of(task.attempts):
             state = attempt.outcome or (State.RUNNING if attempt.started_at is not None else task.state)
             queued, ran = _took(attempt.queued_at, attempt.started_at), _took(attempt.started_at, attempt.ended_at)
-            worker, why = printable(attempt.worker or ""), short(attempt.error or task.reason or "", _DETAIL_WIDTH)
+            # Most addresses begin so, and a narrow terminal needs the room; the changes below have them whole.
+            worker = printable((attempt.worker or "").removeprefix("tcp://"))
+            why = short(attempt.error or task.reason or "", _DETAIL_WIDTH)
             table.add_row(name, _state(state), str(attempt.attempt), queued, ran, worker, why)
             name = ""
     return table

@@ -55,7 +55,7 @@ def _handlers(settings: Settings) -> tuple[list[Check], list[str], list[str]]:
     except EngineError as error:
         return [Check("handlers", ok=False, found=str(error), remedy="Correct it; nothing can run before.")], [], []
     modules = [place.module for place in places(settings.handlers)]
-    found = f"{len(flows)} flows in {', '.join(modules)}"
+    found = f"{len(flows)} {'flow' if len(flows) == 1 else 'flows'} in {', '.join(modules)}"
     return [Check("handlers", ok=True, found=found)], Triggers(flows.values()).topics, modules
 
 
@@ -66,7 +66,7 @@ async def _kafka(settings: Settings, broker: Broker, event_topics: list[str]) ->
         counts = {topic: await broker.partitions(topic) for topic in (*own, *event_topics)}
     except KafkaUnavailable as error:
         remedy = "Start it (`engine dev` does), or correct --kafka."
-        return [Check("Kafka", ok=False, found=str(error.cause), remedy=remedy, is_unreachable=True)]
+        return [Check("Kafka", ok=False, found=f"{settings.kafka}: {error.cause}", remedy=remedy, is_unreachable=True)]
     checks = [Check("Kafka", ok=True, found=settings.kafka)]
     for topic, count in counts.items():
         name = f"topic {topic}"
@@ -78,7 +78,7 @@ async def _kafka(settings: Settings, broker: Broker, event_topics: list[str]) ->
             remedy = f"The number is fixed when the topic is made: set state_partitions = {count}."
             checks.append(Check(name, ok=False, found=found, remedy=remedy))
         else:
-            checks.append(Check(name, ok=True, found=f"{count} partitions"))
+            checks.append(Check(name, ok=True, found=f"{count} {'partition' if count == 1 else 'partitions'}"))
     return checks
 
 

@@ -17,7 +17,7 @@ from engine.errors import EventError
 from engine.events import Position, Reason
 from engine.history_database import ReadDatabase, Version
 from engine.history_opener import reading
-from engine.history_queries import EVENTS, LETTERS, LIES
+from engine.history_queries import EVENTS_OF_LETTERS, EVENTS_OF_RUNS, LETTERS, LIES
 from engine.history_rows import Change, EventRow, FlowRow, LetterLine, Page, RunFilter, WorkerRow
 from engine.history_schema import MINUTE, RUN_KNOWN, LetterRow, Offsets, Progress, RunRow, TaskRow
 from engine.letter_lists import Status
@@ -157,13 +157,17 @@ class History:
         """Events that made runs or dead letters, each once, at the time when it was last taken in."""
         before = _from_cursor(cursor) if cursor is not None else [float("inf"), 0]
         # Of those of one moment, which a cursor cannot part, all go on one page; a hundred more at most.
-        found = [row for one in EVENTS for row in self._all(one, [before[0], limit + 100])]
+        most = limit + 100
+        found = self._all(EVENTS_OF_RUNS, [before[0], most])
+        is_cut = len(found) == most
+        # Those before all of these runs are of a later page; and most of them may be of runs, which it takes a look to know.
+        found += self._all(EVENTS_OF_LETTERS, [before[0], found[-1][0] if is_cut else float("-inf"), most])
         found.sort(key=lambda row: (-row[0], row[1:]))
         shown = found[:limit]
         while len(shown) < len(found) and found[len(shown)][0] == shown[-1][0]:
             shown.append(found[len(shown)])
         events = [self._event(at, Position(topic, partition, offset)) for at, topic, partition, offset in shown]
-        return Page(events, f"{shown[-1][0]!r},0" if len(shown) < len(found) else None)
+        return Page(events, f"{shown[-1][0]!r},0" if is_cut or len(shown) < len(found) else None)
 
     def event(self, position: Position) -> EventRow | None:
         """One event by where it lies; None where neither a run nor a dead letter speaks of it."""
@@ -224,10 +228,7 @@ class History:
             " WHERE flow = ? AND +ended_at IS NOT NULL ORDER BY scheduled_at DESC LIMIT ?"
         )
         ended: list[tuple[str, float]] = self._all(query, [flow, last])
-        judged = [state for state, _ in ended if state != State.CANCELLED]
-        rate = judged.count(State.COMPLETED) / len(judged) if judged else None
-        seconds = sorted(seconds for state, seconds in ended if state == State.COMPLETED)
-        return FlowRow(flow, len(ended), rate, _share(seconds, 0.5), _share(seconds, 0.95), ended)
+        return FlowRow.of(flow, ended)
 
     def flow_names(self) -> list[str]:
         """The names of all flows that have runs."""
@@ -314,10 +315,6 @@ def _line(row: Sequence[Any]) -> LetterLine:
 def cursor_of(run: RunRow) -> str:
     """The cursor with which a list of runs goes on behind this one."""
     return f"{run.scheduled_at!r},{run.place}"
-
-
-def _share(ordered: Sequence[float], share: float) -> float | None:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
 def _from_cursor(cursor: str) -> list[Any]:

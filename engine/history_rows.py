@@ -81,6 +81,14 @@ class FlowRow(msgspec.Struct, frozen=True):
     #: The newest first: state and seconds.
     last: list[tuple[str, float]]
 
+    @classmethod
+    def of(cls, flow: str, last: list[tuple[str, float]]) -> FlowRow:
+        """From its last runs that ended."""
+        judged = [state for state, _ in last if state != State.CANCELLED]
+        rate = judged.count(State.COMPLETED) / len(judged) if judged else None
+        seconds = sorted(seconds for state, seconds in last if state == State.COMPLETED)
+        return cls(flow, len(last), rate, _share(seconds, 0.5), _share(seconds, 0.95), last)
+
 
 class WorkerRow(msgspec.Struct, frozen=True):
     """A worker that was seen, and the attempts that began on it."""
@@ -89,3 +97,7 @@ class WorkerRow(msgspec.Struct, frozen=True):
     attempts: int
     first_at: float
     last_at: float
+
+
+def _share(ordered: Sequence[float], share: float) -> float | None:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None

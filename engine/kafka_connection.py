@@ -10,7 +10,7 @@ from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAlreadyExistsError, for_code
 
 from engine.broker import Partition, TopicSpec
 from engine.errors import KafkaUnavailable, SettingsError, TopicError
@@ -28,6 +28,8 @@ DEFAULT_LIMIT_BYTES = 1_048_588
 
 _SECURITY = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 
+#: In what aiokafka says where it could connect to none of the servers.
+_NOBODY = "Unable to bootstrap from"
 #: What aiokafka raises when it cannot get through; becomes KafkaUnavailable.
 UNREACHABLE = (KafkaError, OSError, TimeoutError)
 
@@ -68,8 +70,14 @@ class KafkaConnection:
 
     def unavailable(self, error: BaseException) -> KafkaUnavailable:
         """What to raise in place of an error of aiokafka."""
-        # Some of its texts end with a full stop, others do not.
-        cause = "no answer in time" if isinstance(error, TimeoutError) else str(error).rstrip(". ") or type(error).__name__
+        if isinstance(error, TimeoutError):
+            cause = "no answer in time"
+        elif isinstance(error, KafkaConnectionError) and _NOBODY in str(error):
+            # What most people meet first: its own words are those of Python's sockets, and the address stands before it.
+            cause = "no broker answers there"
+        else:
+            # Some of its texts end with a full stop, others do not.
+            cause = str(error).rstrip(". ") or type(error).__name__
         return KafkaUnavailable(self.settings.kafka, cause)
 
     async def why(self, failure: KafkaUnavailable, written: Collection[Partition]) -> KafkaUnavailable:

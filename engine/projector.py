@@ -93,6 +93,8 @@ class Projector:
 
         Raises KafkaUnavailable, TopicError and the errors of the history.
         """
+        if self._fresh:
+            await self._expect_topics()
         try:
             await self._open()
             await self._project(until_end=True)
@@ -105,6 +107,12 @@ class Projector:
     async def close(self) -> None:
         """Free everything."""
         await self._close()
+
+    async def _expect_topics(self) -> None:
+        """Before tables are dropped: what could not be read anew is kept."""
+        for topic in self._topics:
+            if await self._broker.partitions(topic) is None:
+                raise TopicError(topic, "does not exist", "The engine makes it when it starts; are --app and --kafka right?")
 
     async def _open(self) -> None:
         is_new = await asyncio.to_thread(self._store.open, fresh=self._fresh)

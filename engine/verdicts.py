@@ -193,7 +193,11 @@ def _of_dask(vital: Vital) -> Iterator[Reason]:
         yield Reason(Level.WARN, f"a worker uses {share(full)} of its memory", "/cluster")
     if not paused and (full is None or full < MUCH_MEMORY):
         used = sum(worker.memory_bytes for worker in workers)
-        yield Reason(Level.OK, f"{plural(len(workers), 'Dask worker')} run with {size(used)} of memory in use", "/cluster")
+        yield Reason(
+            Level.OK,
+            f"{plural(len(workers), 'Dask worker runs', 'Dask workers run')} with {size(used)} of memory in use",
+            "/cluster",
+        )
 
 
 def _of_engines(vital: Vital) -> Iterator[Reason]:

@@ -57,7 +57,7 @@ async def history(runs: int, server: str | None = None, *, postgres: bool = Fals
     with _place(server, postgres=postgres) as (folder, place, server_cpu):
         large = _fill_up(place, runs, server_cpu)
         ask(place, large, SPAN_SECONDS)
-        await visit(place, large, SPAN_SECONDS)
+        await visit(place, large, SPAN_SECONDS, server_cpu)
         _forget(place, runs)
         some = min(runs, PROJECTED)
         await _over_kafka(folder, place, {"packed": some, "unpacked": some // 4}, server_cpu)

@@ -17,8 +17,8 @@ from engine.log_rows import LogFilter, LogsRow, row_of
 from engine.run_logs import Line, LogBatch, encode_batch
 from engine.states import State, utc
 
-#: Dead letters, and how many of ten were dealt with; tasks of the one run that has far too many.
-LETTERS, DEALT_WITH, TASKS = 60_000, 9, 50_000
+#: Dead letters, and how many of ten were dealt with; later ones of runs, all dealt with; tasks of the run that has too many.
+LETTERS, DEALT_WITH, LETTERS_OF_RUNS, TASKS = 60_000, 9, 20_000, 50_000
 #: Runs that have said something, and records of twenty lines of the one that has too many tasks.
 LOGGED, TALK = 100_000, 1_000
 ROUNDS = 15
@@ -28,16 +28,20 @@ def add_bad_cases(db: WriteDatabase, now: float, span_seconds: float) -> str:
     """Put letters into a history, the latest all dealt with, and many tasks into its last run; answers that run's id."""
     columns = LetterRow.__struct_fields__
     letters, marks = [], []
-    for number in range(LETTERS):
-        at = now - span_seconds * (1 - number / LETTERS)
+    query = "SELECT scheduled_at, event_offset FROM runs WHERE event_partition = 0 ORDER BY scheduled_at DESC LIMIT ?"
+    times: list[tuple[float, int]] = [(now - span_seconds * (1 - n / LETTERS), 1 << 40 | n) for n in range(LETTERS)]
+    times += [(at + 1, offset) for at, offset in db.all(query, [LETTERS_OF_RUNS])]
+    for number, (at, offset) in enumerate(times):
+        is_of_run = number >= LETTERS
         given = {
             "identity": f"{number:032x}",
             "at": at,
-            "reason": "malformed-data",
+            "reason": "run-failed" if is_of_run else "malformed-data",
             "error": "no JSON",
             "event_topic": "orders",
         }
-        given |= {"event_partition": number % 4, "event_offset": 1 << 40 | number, "headers": b"[]", "value": b"{" * 200}
+        given |= {"event_partition": 0 if is_of_run else number % 4, "event_offset": offset}
+        given |= {"headers": b"[]", "value": b"{" * 200}
         given |= {"partition": number % 4, "place": number // 4, "size": 200}
         letters.append([given.get(name) for name in columns])
         if number % 10 < DEALT_WITH or number > LETTERS - 20_000:
@@ -87,9 +91,10 @@ def ask(place: str, large: str, span_seconds: float) -> None:
             tell(name, took)
 
 
-def tell(name: str, took: list[float]) -> None:
-    """Print the median and the most of some milliseconds."""
-    print(f"    {name:<52} {statistics.median(took):>9.2f} {max(took):>9.2f}", flush=True)
+def tell(name: str, took: list[float], cpu: float | None = None) -> None:
+    """Print the median and the most of some milliseconds, and what CPU each took."""
+    spent = "" if cpu is None else f" {cpu:>9.1f}"
+    print(f"    {name:<52} {statistics.median(took):>9.2f} {max(took):>9.2f}{spent}", flush=True)
 
 
 def _questions(found: History, large: str, span_seconds: float) -> dict[str, Callable[[], object]]:
@@ -135,7 +140,7 @@ def _questions(found: History, large: str, span_seconds: float) -> dict[str, Cal
         "one event": lambda: found.event(Position("orders", 0, chance.randrange(1_000))),
         "events of an id": lambda: found.positions_of(f"event-{chance.randrange(1_000)}"),
         "dead letters, open, behind 20,000 others": lambda: found.letters(limit=50),
-        "dead letters, open, of a reason": lambda: found.letters(reasons=["run-failed"], limit=50),
+        "dead letters, open, of a reason": lambda: found.letters(reasons=["too-large"], limit=50),
         "dead letters, all": lambda: found.letters(all=True, limit=50),
         "workers": lambda: found.workers(now - 86_400),
         f"flows ({len(flows)}), success rate and p50/p95": found.flows,

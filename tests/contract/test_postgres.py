@@ -309,22 +309,26 @@ def test_a_page_goes_through_no_more_rows_when_there_are_more_of_them(places: Pl
     for number in range(3_000):
         topics.letter(Position("orders", 0, number))
     for number in range(500):
-        a_run(topics, f"{number:032x}", event=origin(10_000 + number))
+        a_run(topics, f"{number:032x}", event=origin(10_000 + number), fails=True)
+        topics.letter(Position("orders", 0, 10_000 + number), reason="run-failed")
     store = places.store(topics.records, place)
     postgres.run("ANALYZE", place)
     database = Counting(store.reader())
     history = History(database)
-    for ask in (
-        lambda: history.events(limit=10),
-        lambda: history.events(cursor=f"{BEGIN + 1_000!r},0", limit=10),
-        lambda: history.letters(all=True, limit=10),
-        lambda: history.runs(limit=10),
-        lambda: history.runs(RunFilter(flows=["fulfil"], states=[State.COMPLETED]), limit=10),
-        lambda: history.runs(RunFilter(key="nobody"), limit=10),
-    ):
+    asked = {
+        "events": lambda: history.events(limit=10),
+        "events of letters alone": lambda: history.events(cursor=f"{BEGIN + 1_000!r},0", limit=10),
+        "letters": lambda: history.letters(all=True, limit=10),
+        "runs": lambda: history.runs(limit=10),
+        "failed ones": lambda: history.runs(RunFilter(flows=["fulfil"], states=[State.FAILED]), limit=10),
+        "of a key": lambda: history.runs(RunFilter(key="nobody"), limit=10),
+    }
+    rows: dict[str, int] = {}
+    for name, ask in asked.items():
         database.rows = 0
         ask()
-        assert database.rows < 1_000
+        rows[name] = database.rows
+    assert max(rows.values()) < 1_000, rows
 
 
 def test_runs_that_have_ended_are_not_in_the_way_of_who_counts_the_open_ones(

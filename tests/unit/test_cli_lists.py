@@ -205,6 +205,20 @@ def test_logs_of_the_topic_need_a_whole_id_and_say_so(capsys: pytest.CaptureFixt
     assert "its whole id is needed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("where", "code"), [(["--kafka", "127.0.0.1:1"], 4), ([], 3)], ids=["no Kafka", "no topics"])
+def test_a_history_that_cannot_be_made_anew_is_kept(
+    database: Database, where: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run(database.topics, RUN)
+    database.project()
+    database.close()
+    if not where:
+        monkeypatch.setattr("engine.cli_history.KafkaBroker", lambda settings: MemoryBroker())
+    assert run("history", "rebuild", "--app", "app", "--history", database.path, *where) == code
+    assert run("runs", "ls", "--history", database.path, "--json") == 0
+    assert RUN in capsys.readouterr().out
+
+
 def test_what_is_no_terminal_has_no_edge(
     database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +237,23 @@ def test_what_is_no_terminal_has_no_edge(
     [_, line] = capsys.readouterr().out.splitlines()
     assert f" {flow[:11]}" in line
     database.close()
+
+
+def test_tasks_and_their_workers_are_whole_on_a_narrow_terminal(
+    database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their names are there to be copied: `runs logs --task one/1c6f820f8c0b5313`."""
+    spawned = {"task": "one", "task_run_id": f"{RUN}/one/1c6f820f8c0b5313", "flow": "f"}
+    database.topics.change(RUN, State.SCHEDULED, 0, flow="f")
+    database.topics.change(RUN, State.RUNNING, 1, flow="f")
+    database.topics.change(RUN, State.SCHEDULED, 2, **spawned)
+    database.topics.change(RUN, State.RUNNING, 3, **spawned, worker="tcp://127.0.0.1:44591")
+    database.project()
+    database.close()
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("runs", "show", RUN, "--history", database.path) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("one/1c6f820f8c0b5313 ")]
+    assert " 127.0.0.1:44591" in line
 
 
 def test_who_reads_no_further_is_no_run_that_failed(database: Database) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from engine.errors import KafkaUnavailable
 from engine.kafka_connection import KafkaConnection, shortage
 from engine.settings import Settings
 
@@ -45,3 +46,10 @@ def test_who_may_not_read_settings_hears_nothing_wrong() -> None:
 @pytest.mark.parametrize("text", ["node 1 is not ready.", "node 1 is not ready"])
 def test_the_cause_is_one_sentence_whether_or_not_it_ends_as_one(text: str) -> None:
     assert "is not ready. Is it running" in str(KafkaConnection(Settings()).unavailable(OSError(text)))
+
+
+async def test_where_no_broker_is_it_says_so_and_nothing_of_sockets() -> None:
+    connection = KafkaConnection(Settings(kafka="127.0.0.1:1"))
+    with pytest.raises(KafkaUnavailable) as info:
+        await connection.partition_counts()
+    assert str(info.value).startswith("cannot reach Kafka at 127.0.0.1:1: no broker answers there. Is it running")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from engine.broker import Record
+from engine.events import Position
+from engine.history import History, RunFilter
 from engine.history_errors import HistoryUnavailable, HistoryUnreadable
+from engine.history_places import IN_MEMORY
 from engine.history_store import HistoryStore
 from engine.sqlite import SqliteWriter
+from engine.states import State
 from tests.contract.histories import tables, take
-from tests.history_records import Topics, a_run
+from tests.history_records import Topics, a_run, origin
 
 
 def filled(records: list[Record], path: str) -> HistoryStore:
@@ -98,3 +103,34 @@ def test_an_older_version_is_made_anew(tmp_path: Path) -> None:
     assert store.open()
     assert tables(store)["runs"] == []
     store.close()
+
+
+def test_a_list_costs_no_more_when_there_is_more_that_it_leaves_out() -> None:
+    topics = Topics()
+    for number in range(1_000):
+        of_key = {"key": "customer"} if number % 2 else {}
+        topics.change(f"{number:032x}", State.SCHEDULED, 0, event=origin(number), **of_key)
+        if not of_key:
+            topics.change(f"{number:032x}", State.FAILED, 1)
+            topics.letter(Position("orders", 0, number), reason="run-failed")
+    store = filled(topics.records, IN_MEMORY)
+    history = History(store.reader())
+    asked: dict[str, Callable[[], object]] = {
+        "of a key, failed": lambda: history.runs(RunFilter(key="customer", states=[State.FAILED])),
+        "of a key and a flow": lambda: history.runs(RunFilter(key="customer", flows=["ship"])),
+        "of a flow, running": lambda: history.runs(RunFilter(flows=["fulfil"], states=[State.RUNNING])),
+        "of nobody": lambda: history.runs(RunFilter(key="nobody", states=[State.FAILED])),
+        "events": lambda: history.events(limit=5),
+        "all letters": lambda: history.letters(all=True, limit=5),
+    }
+    steps: dict[str, int] = {}
+    for name, ask in asked.items():
+        counted: list[int] = []
+        # Of the machine that SQLite makes of a query, about ten for each row.
+        connection(store).set_progress_handler(lambda counted=counted: counted.append(1), 10)  # type: ignore[misc]
+        ask()
+        steps[name] = len(counted)
+    connection(store).set_progress_handler(None, 0)
+    store.close()
+    assert steps.pop("events") < 1_200
+    assert max(steps.values()) < 200, steps
