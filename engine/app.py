@@ -17,6 +17,7 @@ from engine.executor import Executor
 from engine.flows import Flow
 from engine.gateway import Gateway
 from engine.intake import Intake
+from engine.leftovers import Leftovers
 from engine.letter_writer import LetterWriter
 from engine.log_writer import LogWriter
 from engine.logs import logger
@@ -57,7 +58,8 @@ class App:
         self._log_sink = broker.sink()
         self._log_writer = LogWriter(settings, self._log_sink, driver.logs)
         executor.on_logs = self._log_writer.take
-        self._dispatcher = Dispatcher(settings, broker, self._state_sink, driver, self._publisher)
+        leftovers = Leftovers(executor, settings.result_ttl_seconds)
+        self._dispatcher = Dispatcher(settings, broker, self._state_sink, driver, self._publisher, leftovers)
         # Also where no event starts anything: what was started by hand leaves letters, and takes their replays.
         offer = self._dispatcher.offer
         self._intake = Intake(settings, broker, self._intake_sink, self._triggers, self._tracer, offer, counts)

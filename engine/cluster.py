@@ -85,6 +85,17 @@ class Cluster:
         op = {"op": "engine-own", "app": self._app, "partition": partition, "epoch": epoch}
         return op | {"max_run_tasks": self._max_run_tasks}
 
+    async def held(self, partition: int, epoch: int) -> list[str]:
+        """See engine.executor.Executor."""
+        if self._client is None:
+            raise DaskUnavailable(self.address, self.trouble)
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                found: list[str] = await self._client.scheduler.engine_held(app=self._app, partition=partition, epoch=epoch)
+        except Exception as error:  # whatever distributed raises where the connection breaks, or the scheduler is another one
+            raise DaskUnavailable(self.address, str(error) or repr(error)) from error
+        return found
+
     def submit(self, submissions: Sequence[Submission]) -> None:
         """All calls of all submissions in one message to the scheduler; very wide graphs in a few."""
         chunk: list[Submission] = []

@@ -238,6 +238,10 @@ class HeldParcels:
         for slot, own in died.items():
             self._tell(slot, {"died": own, "reason": reason})
 
+    def runs_of(self, slot: tuple[str, int]) -> list[str]:
+        """The runs of a partition that nobody has let go yet."""
+        return [run_id for run_id, known in self._runs.items() if known.slot == slot]
+
     def release(self, run_ids: Sequence[str], keep_seconds: float, slots: Collection[tuple[str, int]]) -> None:
         """The ends of these runs are on the state topic: results that did not travel go after ``keep_seconds``.
 

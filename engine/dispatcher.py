@@ -21,6 +21,7 @@ from engine.driver import Driver
 from engine.errors import EngineError, KafkaUnavailable
 from engine.events import Position
 from engine.ledger import Ledger
+from engine.leftovers import Leftovers
 from engine.logs import logger
 from engine.pressure import Pressure
 from engine.publisher import Publisher
@@ -49,8 +50,11 @@ _DRAIN_SECONDS = 1.0
 class Dispatcher:
     """A member of the group ``<app>.dispatch``."""
 
-    def __init__(self, settings: Settings, broker: Broker, sink: Sink, driver: Driver, publisher: Publisher) -> None:
+    def __init__(
+        self, settings: Settings, broker: Broker, sink: Sink, driver: Driver, publisher: Publisher, leftovers: Leftovers
+    ) -> None:
         self._settings = settings
+        self._leftovers = leftovers
         self._sink = sink
         self._driver = driver
         self._publisher = publisher
@@ -138,6 +142,7 @@ class Dispatcher:
         await self._checkpointer.close()
         await self._source.close()
         await self._shelves.close()
+        await self._leftovers.close()
         await self._driver.close()
 
     async def _hand_over(self) -> None:
@@ -271,6 +276,7 @@ class Dispatcher:
                 logger.info("going on with open runs", partition=record.partition, runs=len(ledger.runs))
             for run in list(ledger):
                 self._open(ledger, run)
+            self._leftovers.look(ledger)
         return True
 
     def _read(self, ledger: Ledger, record: Record, was_recovered: bool) -> None:

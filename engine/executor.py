@@ -223,6 +223,10 @@ class Executor(Protocol):
         """From now on this process drives the runs of ``partition``: older epochs' submissions are refused."""
         ...
 
+    async def held(self, partition: int, epoch: int) -> list[str]:
+        """The runs of a partition that the cluster holds; none where ``epoch`` is not the latest. Raises DaskUnavailable."""
+        ...
+
     def submit(self, submissions: Sequence[Submission]) -> None:
         """Submit all in one message. What the cluster has already is attached to, not run again.
 

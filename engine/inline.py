@@ -71,6 +71,10 @@ class InlineExecutor:
     def own(self, partition: int, epoch: int) -> None:
         """One process, one owner: nothing to refuse."""
 
+    async def held(self, partition: int, epoch: int) -> list[str]:
+        """One process, one owner: nobody left any."""
+        return []
+
     def submit(self, submissions: Sequence[Submission]) -> None:
         """See engine.executor.Executor."""
         for submission in submissions:

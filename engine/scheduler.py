@@ -71,6 +71,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._deaths = Deaths(scheduler, self._graph, self._parcels)
         self._logs = LogWays(scheduler.client_comms, self._client_of)
         Answers(scheduler, self._graph, self._runs)
+        scheduler.handlers["engine_held"] = self.held
         scheduler.stream_handlers.update(
             {
                 "engine-own": self.own,
@@ -108,6 +109,13 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         for held in self._runs.values():
             if held.slot == slot:
                 held.client = client
+
+    async def held(self, app: str, partition: int, epoch: int) -> list[str]:
+        """The runs of a partition, packed or not, for the owner whose epoch it is."""
+        slot = (app, partition)
+        if self._owners.get(slot, (-1, ""))[0] != epoch:
+            return []
+        return [*(run_id for run_id, held in self._runs.items() if held.slot == slot), *self._parcels.runs_of(slot)]
 
     def submit(self, client: str, app: str, runs: list[tuple[str, int, int, bool, bool, list[bytes]]]) -> None:
         """Calls of runs of ``client``, each as a Submission has it but for the app."""

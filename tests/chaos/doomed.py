@@ -222,6 +222,9 @@ class DoomedExecutor:
         if not self._life.reach("takeover: before the cluster knows"):
             self._inner.own(partition, epoch)
 
+    async def held(self, partition: int, epoch: int) -> list[str]:
+        return await self._inner.held(partition, epoch)
+
     def submit(self, submissions: Sequence[Submission]) -> None:
         if not self._life.reach("executor: before submit"):
             self._inner.submit(submissions)

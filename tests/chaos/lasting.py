@@ -42,6 +42,9 @@ class LastingExecutor:
     def own(self, partition: int, epoch: int) -> None:
         self._epochs[partition] = max(epoch, self._epochs.get(partition, -1))
 
+    async def held(self, partition: int, epoch: int) -> list[str]:
+        return await self._inner.held(partition, epoch)
+
     def submit(self, submissions: Sequence[Submission]) -> None:
         current = [one for one in submissions if one.epoch >= self._epochs.get(one.partition, -1)]
         loop = asyncio.get_running_loop()

@@ -12,7 +12,9 @@ import pytest
 from engine.broker import Outgoing, TopicSpec
 from engine.checkpoints import Checkpoint
 from engine.dispatcher import Dispatcher
+from engine.inline import InlineExecutor
 from engine.ledger import Ledger
+from engine.leftovers import Leftovers
 from engine.memory import MemoryBroker
 from engine.publisher import Publisher
 from engine.runs import FlowRun, run_id_of
@@ -64,7 +66,8 @@ async def broker() -> AsyncIterator[MemoryBroker]:
 async def started(broker: MemoryBroker, kind: type[Dispatcher] = Dispatcher) -> Dispatcher:
     """A dispatcher that owns both partitions and has read nothing."""
     publisher = Publisher(broker.sink(), TOPIC, Tracer(None, None, None))
-    dispatcher = kind(SETTINGS, broker, broker.sink(), Driver(), publisher)  # type: ignore[arg-type]
+    leftovers = Leftovers(InlineExecutor(threads=1), 0.0)
+    dispatcher = kind(SETTINGS, broker, broker.sink(), Driver(), publisher, leftovers)  # type: ignore[arg-type]
     await dispatcher._source.start()
     return dispatcher
 
