@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from engine.actions import Actions
-from engine.broker import Broker, Record
+from engine.broker import Broker
 from engine.command_errors import AlreadyEnded, NotFound, NotRepeatable, ParametersError
 from engine.event_fates import Fate
 from engine.event_lister import EventLister
@@ -20,7 +20,7 @@ from engine.history_schema import RunRow
 from engine.history_store import HistoryStore
 from engine.inline import InlineExecutor
 from engine.letter_lists import Status
-from engine.memory import MemoryBroker, MemorySource
+from engine.memory import MemoryBroker
 from engine.projection import read_all
 from engine.projector import Projector
 from engine.repeats import Kind
@@ -29,6 +29,7 @@ from engine.run_finder import Histories
 from engine.settings import Settings
 from engine.states import State
 from tests.app_under_test import AppUnderTest, Run, fresh_settings
+from tests.source_reads import noted_reads
 from tests.unit import flows_actions as flows
 from tests.waiting import eventually, eventually_said
 
@@ -182,15 +183,7 @@ async def test_a_rerun_from_a_task_reads_nothing_that_lies_before_the_run(
             await acting.app.run_of(await acting.actions.start("count", {"value": number}))
         run = await failed(acting)
         await acting.app.stop()
-        read: list[Record] = []
-        poll = MemorySource.poll
-
-        async def polled(self: MemorySource, *, timeout_seconds: float, max_records: int) -> list[Record]:
-            records = await poll(self, timeout_seconds=timeout_seconds, max_records=max_records)
-            read.extend(records)
-            return records
-
-        monkeypatch.setattr(MemorySource, "poll", polled)
+        read = noted_reads(monkeypatch)
         await acting.actions.rerun(run.id, from_task="total")
         assert run.id.encode() in (read[0].value or b"")
         assert len({record.partition for record in read}) == 1

@@ -17,10 +17,11 @@ from engine.history_store import HistoryStore
 from engine.letter_desk import LetterDesk
 from engine.letter_finder import LetterFinder
 from engine.letter_lists import Entry, Filter, Status
-from engine.memory import MemoryBroker, MemorySource
+from engine.memory import MemoryBroker
 from engine.projection import read_all
 from engine.projector import Projector
 from engine.settings import Settings
+from tests.source_reads import noted_reads
 
 TOPIC = Settings(app="app").dead_letters_topic
 SAME = Details(reason="run-failed", run_id="ab", flow="fulfil", at="2026-01-01T00:00:00+00:00")
@@ -92,16 +93,7 @@ def said(entries: Sequence[Entry]) -> list[tuple[str, Status, int, int | None]]:
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[Record]:
     """What sources have handed out: single records do not come from them."""
-    records: list[Record] = []
-    poll = MemorySource.poll
-
-    async def polled(self: MemorySource, *, timeout_seconds: float, max_records: int) -> list[Record]:
-        found = await poll(self, timeout_seconds=timeout_seconds, max_records=max_records)
-        records.extend(found)
-        return found
-
-    monkeypatch.setattr(MemorySource, "poll", polled)
-    return records
+    return noted_reads(monkeypatch)
 
 
 @pytest.mark.parametrize("known", [None, *range(len(STEPS) + 1)])
