@@ -38,7 +38,7 @@ class Leftovers:
         try:
             held = await self._executor.held(ledger.partition, ledger.epoch)
         except DaskUnavailable as error:
-            # They stay until the next owner looks, or for good where the scheduler has gone, and them with it.
+            # They stay until the next owner looks; where the scheduler has gone, they have gone with it.
             logger.info("could not ask the cluster what it still holds", partition=ledger.partition, error=str(error))
             return
         # Not all that is not open has ended: of a SCHEDULED that was begun ahead of its record we may not have read yet.
