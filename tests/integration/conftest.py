@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +62,13 @@ class Apps:
 
     async def close(self) -> None:
         await self._stack.aclose()
+
+
+@pytest.fixture(autouse=True)
+def let_go(tmp_path: Path) -> Iterator[None]:
+    """What waits for the file ``go`` goes on when its test is over, however that ended: the next one needs the threads."""
+    yield
+    (tmp_path / "go").touch()
 
 
 @pytest.fixture
