@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 from distributed import Scheduler
-from distributed.scheduler import TaskState
+from distributed.scheduler import ClientState, TaskState
 
-from engine.dask_graph import HOLDER, DaskGraph
+from engine.dask_graph import HOLDER, QUEUE_HOLDER, DaskGraph
 from engine.dask_parcels import HeldParcels
 from engine.executor import Call, Report, decode_call
 from engine.hangs import Suspect, hung
@@ -68,8 +68,8 @@ class Deaths:
         self._scheduler = scheduler
         self._graph = graph
         self._parcels = parcels
-        #: Lost results that nobody needs: not wanted while Dask looks which it has to make again.
-        self._spared: list[TaskState] = []
+        #: Lost results that nobody needs, and who holds them for us: unwanted while Dask looks what it must make again.
+        self._spared: list[tuple[TaskState, list[ClientState]]] = []
         #: Since when, by the clock that only goes on, each task is with a worker.
         self._given_at: dict[Any, float] = {}
 
@@ -151,23 +151,30 @@ class Deaths:
 
     def _spare(self, death: Death, known_of: Callable[[str], Report | None]) -> None:
         """Results that were there alone and that nobody needs now are not made again: who comes to need one makes it."""
-        holder = self._scheduler.clients.get(HOLDER)
         for key in death.lost:
             known, task = known_of(key), self._scheduler.tasks.get(key)
             if known is None or known.state is not State.COMPLETED:
                 continue  # its report was lost with it: only when it is made again the engine hears of its end
-            if task is None or holder is None or task.waiters or task.who_wants != {holder}:
+            if task is None or task.waiters or not task.who_wants or not all(map(_is_keeper, task.who_wants)):
                 continue  # a task waits for it, or somebody has its future
-            task.who_wants.discard(holder)
-            holder.wants_what.discard(task)
-            self._spared.append(task)
+            keepers = list(task.who_wants)
+            for keeper in keepers:
+                task.who_wants.discard(keeper)
+                keeper.wants_what.discard(task)
+            self._spared.append((task, keepers))
 
     def settle(self) -> None:
         """Dask has given everything else away: what was spared is held again, so that it goes when its run is released."""
         spared, self._spared = self._spared, []
-        holder = self._scheduler.clients.get(HOLDER)
-        for task in spared:
-            if holder is None or self._scheduler.tasks.get(task.key) is not task:
+        for task, keepers in spared:
+            if self._scheduler.tasks.get(task.key) is not task:
                 continue
-            task.who_wants = {holder, *(task.who_wants or ())}
-            holder.wants_what.add(task)
+            task.who_wants = {*keepers, *(task.who_wants or ())}
+            for keeper in keepers:
+                keeper.wants_what.add(task)
+
+
+def _is_keeper(client: ClientState) -> bool:
+    """Whether it only keeps what runs have: all of it, or for a Queue nobody may ever ask."""
+    key: str = client.client_key
+    return key == HOLDER or key.startswith(QUEUE_HOLDER)

@@ -22,10 +22,12 @@ from engine.turns import GUESS_SECONDS, Turns, priority
 
 #: The pseudo-client in whose name tasks are held, so that they outlive the engine that submitted them.
 HOLDER = "engine-runs"
+#: How the pseudo-clients are called that hold, for the Queues of runs, the futures of children.
+QUEUE_HOLDER = "queue-run-"
 #: A task that never ends. What is not to run yet depends on it.
 _GATE = "engine-gate"
 #: How the pseudo-clients are called that hold what runs have: ours, and those of their names.
-_OURS = (HOLDER, "variable-run-", "queue-run-")
+_OURS = (HOLDER, "variable-run-", QUEUE_HOLDER)
 #: Runs of so many calls at most are kept together, where each takes a worker no longer than this.
 _SMALL_RUN = 16
 _QUICK_SECONDS = 0.02
@@ -34,7 +36,7 @@ _QUICK_SECONDS = 0.02
 class Pending:
     """Tasks that are to be made in one go."""
 
-    __slots__ = ("depth", "flows", "graph", "runs")
+    __slots__ = ("children", "depth", "flows", "graph", "runs")
 
     def __init__(self) -> None:
         self.graph: dict[str, Task] = {}
@@ -42,6 +44,8 @@ class Pending:
         #: Keys by run.
         self.runs: dict[str, list[str]] = {}
         self.flows: dict[str, str] = {}
+        #: Of the keys, those that tasks have started: run and keys.
+        self.children: list[tuple[str, list[str]]] = []
 
     def add(self, call: Call, encoded: bytes) -> None:
         """A call of a run."""
@@ -85,7 +89,7 @@ class DaskGraph:
         made = list(graph)
         if graph:
             self._create_tasks(graph, self._priorities(pending), self._places(pending))
-        pending.graph, pending.depth, pending.runs, pending.flows = {}, {}, {}, {}
+        pending.graph, pending.depth, pending.runs, pending.flows, pending.children = {}, {}, {}, {}, []
         return made, refused
 
     def create_task(self, key: str, task: Task, flow: str) -> None:
@@ -215,6 +219,9 @@ class DaskGraph:
         if (earlier := self._scheduler.tasks.get(key)) is not None:
             self._evict(earlier)  # of an earlier run of this id, see evict
         task = self._scheduler.new_task(key, _HELD_BACK, "released")
+        if (spans := self._scheduler.extensions.get("spans")) is not None:
+            # As for all that Dask makes itself. A worker that has run something without a span ends at its next heartbeat.
+            spans.observe_tasks([task], code=(), span_metadata={})
         task.priority = (-1_000, 0, 0)
         task.add_dependency(self._gate())
         self._scheduler.client_desires_keys([key], HOLDER)

@@ -206,6 +206,10 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         del self._runs[run_id]
         self._logs.let_go(run_id, client)
         if held.spawned:
+            # A parent may be at it once more, because its worker was taken for dead: nobody would tell it of children that go.
+            for key in held.keys.values():
+                if key in self._waits:
+                    self._waits.end(key, self.scheduler.tasks.get(key))
             self._names.drop_queue(run_id, [call.key for report in held.spawned for call in report.spawned])
         self._finals.end(run_id, held, RunEnd() if end is None else decode_end(end), keep_seconds)
 
@@ -258,12 +262,15 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         held.keys[call.index] = key
 
     def _create(self, pending: Pending) -> None:
+        children = pending.children
         made, refused = self._graph.create(pending)
         for key in made:
             run_id = run_of(key) or ""
             held = self._runs.get(run_id)
             if held is not None and held.shared == key:
                 self._names.share(run_id, key)
+        for run_id, keys in children:
+            self._names.enqueue(run_id, keys)  # for the futures of tasks that there are: the names keep them
         failure = Failure("LostDependency", "a result that the task needs is not on the cluster any more")
         self._take([Report(c.run_id, c.index, State.CRASHED, c.attempt, 0.0, time.time(), "", failure) for c in refused])
 
@@ -282,7 +289,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
         report = msgspec.structs.replace(report, spawned=tuple(told))
         if new:
             held.spawned.append(report)
-            self._names.enqueue(report.run_id, new)
+            pending.children.append((report.run_id, new))
         return report
 
     # --- Telling --------------------------------------------------------------------------------------------------------

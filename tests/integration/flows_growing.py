@@ -366,7 +366,11 @@ def waiting_parent(folder: str) -> int:
     """Waits for children one of which waits for a file."""
     note(folder, "parent")
     children = [child_when.spawn(folder, name) for name in ("x", "y")]
-    return len([child.result() for child in children])
+    try:
+        return len([child.result() for child in children])
+    except Exception:
+        note(folder, "lost")
+        raise
 
 
 @flow(on(f"{_PREFIX}parents"))

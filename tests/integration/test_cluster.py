@@ -23,9 +23,9 @@ from engine.runs import FlowRun
 from engine.scheduler import NAME
 from engine.states import State, StateChange, utc
 from tests.integration import flows_graphs as flows
-from tests.integration import flows_packed
+from tests.integration import flows_growing, flows_packed
 from tests.integration.dask_under_test import scheduler_holds
-from tests.waiting import eventually
+from tests.waiting import eventually, eventually_said
 
 RUN_ID = "0123456789abcdef" * 2
 
@@ -256,6 +256,40 @@ async def test_a_failed_attempt_waits_until_the_next_one_is_submitted(owners: Ow
     owner.submit([msgspec.structs.replace(calls[0], attempt=2)])
     await eventually(lambda: owner.ended() == {"0": State.COMPLETED, "1": State.COMPLETED})
     assert [report.result for report in owner.reports if report.result] == [b"4"]
+
+
+async def test_who_waits_for_a_child_when_the_run_is_let_go_waits_no_longer(owners: Owners, tmp_path: Path) -> None:
+    """A worker that was taken for dead goes on, and its task ends the run; the attempt that came after it waits still."""
+    owner = await owners.start(1)
+    owner.submit(calls_of(flows_growing.wait_below, msgspec.json.encode({"folder": str(tmp_path)})))
+
+    async def is_waited_for() -> bool:
+        return bool((await scheduler_holds(owners.address))["awaited"])
+
+    await eventually_said(is_waited_for)
+    owner.cluster.release(RUN_ID, 0.0)
+    await eventually(lambda: "lost" in (tmp_path / "notes").read_text())
+    held = await scheduler_holds(owners.address)
+    assert (held["awaited"], held["queues"], held["runs"]) == ([], [], [])
+    (tmp_path / "go").touch()
+
+
+async def test_children_are_held_by_the_runs_queue(owners: Owners, tmp_path: Path) -> None:
+    owner = await owners.start(1)
+    owner.submit(calls_of(flows_growing.wait_below, msgspec.json.encode({"folder": str(tmp_path)})))
+
+    def held_by_the_queue(dask_scheduler: Any) -> int:
+        holder = dask_scheduler.clients.get(f"queue-run-{RUN_ID}")
+        return 0 if holder is None else len(holder.wants_what)
+
+    async with Client(owners.address, asynchronous=True, set_as_default=False) as client:
+
+        async def are_held() -> bool:
+            return await client.run_on_scheduler(held_by_the_queue) == 2
+
+        await eventually_said(are_held)
+    (tmp_path / "go").touch()
+    await eventually(lambda: owner.ended().get("0") is State.COMPLETED)
 
 
 async def test_a_wide_graph_goes_in_pieces(owners: Owners) -> None:

@@ -366,6 +366,17 @@ class TestAPromise:
                 assert await final == 3
             final.release()
 
+    async def test_that_is_kept_ends_no_worker(self, fake: Engine, final: Future, address: str) -> None:
+        """Dask's heartbeat fails on what has run without a span, and a worker whose heartbeat fails gives up."""
+        fake.release(RunEnd(result=call_of("", "final", 1)))
+        assert await final == 1
+        [(worker, seen_at)] = (await final.client.run_on_scheduler(_heartbeats)).items()
+        for _ in range(2):
+            async with asyncio.timeout(20):
+                while (latest := (await final.client.run_on_scheduler(_heartbeats))[worker]) == seen_at:
+                    pass  # each look is a round trip
+            seen_at = latest
+
     async def test_of_an_earlier_run_of_the_same_id_is_not_taken_for_the_new_ones(
         self, fake: Engine, final: Future, address: str
     ) -> None:
@@ -376,6 +387,10 @@ class TestAPromise:
             new = await Variable(f"run-{RUN}", client=client).get(timeout=10)
             await eventually(final.cancelled)
             assert new.status == "pending"
+
+
+def _heartbeats(dask_scheduler: Scheduler) -> dict[str, float]:
+    return {address: worker.last_seen for address, worker in dask_scheduler.workers.items()}
 
 
 def _state_of(key: str, dask_scheduler: Scheduler) -> str | None:
