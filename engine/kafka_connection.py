@@ -19,7 +19,10 @@ from engine.settings import Settings
 
 #: One attempt to connect, or one request, takes at most so long.
 REQUEST_SECONDS = 5.0
-#: To ask why a write failed takes at most so long: whoever waits for it has waited long enough.
+#: A client's start is several requests, each of which ends by itself. It is ended from outside only after so long: in the
+#: middle of its first question aiokafka would leave a connection open.
+START_SECONDS = 3 * REQUEST_SECONDS
+#: Each question why a write failed takes at most so long: whoever waits for it has waited long enough.
 WHY_SECONDS = 2.0
 #: New partitions and moved leaders are noticed after at most so long.
 METADATA_SECONDS = 60.0
@@ -87,10 +90,10 @@ class KafkaConnection:
         """
         topics = {topic for topic, _ in written}
         try:
-            async with asyncio.timeout(WHY_SECONDS), self._admin() as admin:
+            async with self._admin(WHY_SECONDS) as admin:
                 found = {topic["topic"]: topic["partitions"] for topic in await admin.describe_topics()}
                 least = await _numbers(admin, topics, "min.insync.replicas")
-        except (KafkaUnavailable, TimeoutError):
+        except KafkaUnavailable:
             return failure  # It is away; why a write failed needs no better reason.
         cause = shortage(written, found, least)
         return TooFewReplicas(self.settings.kafka, cause) if cause else failure
@@ -133,11 +136,12 @@ class KafkaConnection:
             return names
 
     @asynccontextmanager
-    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
-        admin = AIOKafkaAdminClient(**self.options(REQUEST_SECONDS))
+    async def _admin(self, request_seconds: float = REQUEST_SECONDS) -> AsyncIterator[AIOKafkaAdminClient]:
+        admin = AIOKafkaAdminClient(**self.options(request_seconds))
         try:
-            async with asyncio.timeout(REQUEST_SECONDS):
+            async with asyncio.timeout(START_SECONDS):
                 await admin.start()
+            async with asyncio.timeout(request_seconds):
                 yield admin
         except UNREACHABLE as error:
             raise self.unavailable(error) from error

@@ -17,7 +17,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from engine.broker import Outgoing
 from engine.errors import EngineError, KafkaUnavailable, RecordTooLarge, TopicError
 from engine.events import Position
-from engine.kafka_connection import REQUEST_SECONDS, UNREACHABLE, KafkaConnection
+from engine.kafka_connection import REQUEST_SECONDS, START_SECONDS, UNREACHABLE, KafkaConnection
 
 #: How long a write is tried before it counts as failed: longer than the restart of a broker takes.
 DELIVERY_SECONDS = 20.0
@@ -60,7 +60,7 @@ class KafkaSink:
         """Connect. Raises KafkaUnavailable."""
         producer = AIOKafkaProducer(**self._connection.options(REQUEST_SECONDS), enable_idempotence=True, acks="all")
         try:
-            async with asyncio.timeout(REQUEST_SECONDS):
+            async with asyncio.timeout(START_SECONDS):
                 await producer.start()
         except UNREACHABLE as error:
             await producer.stop()
