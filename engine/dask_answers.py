@@ -14,6 +14,7 @@ from distributed import Scheduler
 
 from engine.dask_graph import DaskGraph
 from engine.dask_runs import HeldRun
+from engine.executor import HAS_COUNTS
 
 #: Engine, scheduler and workers exchange pickled values of ours: they must be of one release.
 VERSION = f"{version('kafka-dask-engine')} with Dask {version('distributed')}"
@@ -34,6 +35,7 @@ class Answers:
         scheduler.handlers["engine_tasks"] = self.tell_tasks
         scheduler.handlers[KEYS] = self.tell_keys
         scheduler.stream_handlers[WANT] = self.want
+        scheduler.set_metadata([HAS_COUNTS], value=True)
 
     async def tell_token(self) -> tuple[str, str, int]:
         """Answers which life of the plugin this is, of which release, and how many threads the workers have."""

@@ -64,10 +64,16 @@ class Names:
             queues.queues[name].put_nowait({"type": "Future", "value": key})
 
     def drop_queue(self, run_id: str, keys: Iterable[str]) -> None:
-        """The run's Queue goes, with the futures of ``keys`` that were put into it."""
+        """The run's Queue goes, with the futures of ``keys`` that were put into it; who waits for more waits no longer.
+
+        It may be there without any: whoever asks for it makes it.
+        """
         name = queue_of(run_id)
         queues = self._scheduler.extensions["queues"]
-        queues.queues.pop(name, None)
+        queue = queues.queues.pop(name, None)
+        for waiter in () if queue is None else queue._getters:
+            if not waiter.done():  # as after a timeout of their own; an error of ours not all of them could read
+                waiter.set_exception(TimeoutError(f"run {run_id} has ended: no more futures come into its Queue"))
         queues.client_refcount.pop(name, None)
         for key in keys:
             queues.future_refcount.pop((name, key), None)

@@ -12,6 +12,7 @@ from distributed.core import rpc
 from distributed.security import Security
 
 from engine.errors import DaskUnavailable
+from engine.executor import HAS_COUNTS
 from engine.vital_signs import DaskVital, Worker
 
 
@@ -29,8 +30,9 @@ class DaskProbe:
             self._rpc = rpc(self._address, deserialize=False, timeout=self._connect_seconds, connection_args=arguments)
         try:
             identity = await self._rpc.identity()
-            counts = await self._rpc.engine_tasks()
-            return _vital(self._address, identity, counts if isinstance(counts, dict) else {})
+            # Asked of a scheduler that no engine has connected to yet, it would write a traceback into its log.
+            has_counts = await self._rpc.get_metadata(keys=[HAS_COUNTS], default=False)
+            return _vital(self._address, identity, await self._rpc.engine_tasks() if has_counts else {})
         except BaseException as error:  # no event hangs on it: a page or a scrape says that Dask did not answer
             # An answer that still comes belongs to nobody: the next question has a connection of its own.
             await self.close()

@@ -23,6 +23,8 @@ VALUE, LIST, ITEM = 0, 1, 2
 
 #: The index of a run's final future, where that is none of its calls'.
 FINAL = "final"
+#: Stands in the metadata of a Dask scheduler that can be asked how many tasks wait, because an engine has connected to it.
+HAS_COUNTS = "engine-has-counts"
 #: What the states say of a task whose value was in the result store already.
 TAKEN = "taken from the result store"
 

@@ -210,7 +210,7 @@ class RunsPlugin(SchedulerPlugin):  # type: ignore[misc]
             for key in held.keys.values():
                 if key in self._waits:
                     self._waits.end(key, self.scheduler.tasks.get(key))
-            self._names.drop_queue(run_id, [call.key for report in held.spawned for call in report.spawned])
+        self._names.drop_queue(run_id, [call.key for report in held.spawned for call in report.spawned])
         self._finals.end(run_id, held, RunEnd() if end is None else decode_end(end), keep_seconds)
 
     def cancel(self, client: str, run_id: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 import structlog
-from distributed import Client, Variable
+from distributed import Client, Queue, Variable
 
 from engine.cluster import Cluster, in_process
+from engine.dask_probe import DaskProbe
 from engine.errors import DaskUnavailable
 from engine.executor import Call, Report, Submission
 from engine.flows import Flow
@@ -290,6 +292,40 @@ async def test_children_are_held_by_the_runs_queue(owners: Owners, tmp_path: Pat
         await eventually_said(are_held)
     (tmp_path / "go").touch()
     await eventually(lambda: owner.ended().get("0") is State.COMPLETED)
+
+
+async def test_who_waits_in_a_runs_queue_waits_no_longer_than_the_run(owners: Owners) -> None:
+    """A notebook that follows the children of a run, which may have none."""
+    owner = await owners.start(1)
+    owner.submit(calls_of(flows.spread, b'{"values": [1]}'))
+
+    def waiters(dask_scheduler: Any) -> int:
+        return len(dask_scheduler.extensions["queues"].queues[f"run-{RUN_ID}"]._getters)
+
+    async with Client(owners.address, asynchronous=True, set_as_default=False) as client:
+        queue = await Queue(f"run-{RUN_ID}", client=client)
+        following = asyncio.create_task(queue.get())
+
+        async def is_waiting() -> bool:
+            return await client.run_on_scheduler(waiters) == 1
+
+        await eventually_said(is_waiting)
+        owner.cluster.release(RUN_ID, 0.0)
+        with pytest.raises(TimeoutError, match="has ended"):
+            await following
+    assert (await scheduler_holds(owners.address))["queues"] == []
+
+
+async def test_a_scheduler_that_knows_no_engine_is_looked_at_without_a_word_in_its_log(
+    owners: Owners, caplog: pytest.LogCaptureFixture
+) -> None:
+    probe = DaskProbe(owners.address, 5.0)
+    seen = await probe.ask()
+    assert (len(seen.workers), seen.tasks_queued) == (2, None)
+    assert "engine_tasks" not in caplog.text
+    await owners.start(1)
+    assert (await probe.ask()).tasks_queued == 0
+    await probe.close()
 
 
 async def test_a_wide_graph_goes_in_pieces(owners: Owners) -> None:
