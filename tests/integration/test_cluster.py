@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -317,8 +318,10 @@ async def test_who_waits_in_a_runs_queue_waits_no_longer_than_the_run(owners: Ow
 
 
 async def test_a_scheduler_that_knows_no_engine_is_looked_at_without_a_word_in_its_log(
-    owners: Owners, caplog: pytest.LogCaptureFixture
+    owners: Owners, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("distributed.core"), "handlers", [caplog.handler])  # it passes nothing on
+    caplog.set_level(logging.WARNING, "distributed.core")
     probe = DaskProbe(owners.address, 5.0)
     seen = await probe.ask()
     assert (len(seen.workers), seen.tasks_queued) == (2, None)
