@@ -103,6 +103,9 @@ class ProjectorProcess:
             stderr=asyncio.subprocess.PIPE,
             env=self._environment,
             limit=_LINE_BYTES,
+            # A signal to our whole group (Ctrl-C, or the end of `engine dev`) must reach us alone, who end it in order:
+            # one that ended by itself would be complained of.
+            start_new_session=True,
         )
         self._last_line = b""
         reading = [

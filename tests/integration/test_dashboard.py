@@ -44,6 +44,7 @@ async def test_one_of_two_writes_and_the_other_takes_over(
     await eventually(lambda: second.is_elsewhere)
     assert not second.trouble, "its pages need not say that anything is wrong"
     [projector] = projector_of(psutil.Process())
+    assert os.getpgid(projector.pid) != os.getpgid(0), "Ctrl-C in a terminal is for its dashboard alone"
 
     # Killed, it is started again by its own dashboard or by the other one: whoever looks first.
     projector.send_signal(signal.SIGKILL)
