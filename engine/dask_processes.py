@@ -115,11 +115,16 @@ class DaskProcesses:
             if (ended := next((child for child in children if child.exit_code is not None), None)) is not None:
                 # The last one watches over all; this one tells its own story.
                 await ended.until(_never, self._start_seconds)
-            running = len(self._children.names(WORKER_PREFIX))
-            return self._info is not None and await _count_workers(self._info) >= running
+            return self._info is not None and await _count_workers(self._info) >= self._running_workers
 
         for child in children[-1:]:
             await child.until(are_known, self._start_seconds)
+
+    @property
+    def _running_workers(self) -> int:
+        """Not those that have died meanwhile: they may be started again only when this start is over."""
+        workers = map(self._children.get, self._children.names(WORKER_PREFIX))
+        return sum(worker is not None and worker.exit_code is None for worker in workers)
 
     async def restart_workers(self) -> None:
         """Stop all workers, then start them: they import the handlers anew. Raises StackError."""

@@ -144,6 +144,17 @@ async def test_a_worker_that_dies_comes_back(stack: DevStack, lines: list[str]) 
         assert await client.submit(os.getpid, pure=False) == stack.pids["worker-0"]
 
 
+async def test_workers_that_die_at_the_same_time_wait_for_no_other_to_come_back(
+    options: StackOptions, lines: list[str]
+) -> None:
+    """They are started one after the other, and the first one is up before the second is begun."""
+    async with DevStack(msgspec.structs.replace(options, workers=2, start_seconds=20.0), lines.append) as stack:
+        for name in ("worker-0", "worker-1"):
+            os.kill(stack.pids[name], signal.SIGKILL)
+        await eventually(lambda: {"Dask: worker-0 is back", "Dask: worker-1 is back"} <= set(lines))
+    assert not [line for line in lines if "not ready" in line]
+
+
 async def test_a_scheduler_that_dies_comes_back_where_it_was_with_its_workers(stack: DevStack, lines: list[str]) -> None:
     before, address = stack.pids, stack.dask
     os.kill(before["scheduler"], signal.SIGKILL)
