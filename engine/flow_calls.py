@@ -150,7 +150,7 @@ class FlowCalls:
             scheduled_at=self._at,
             is_taken=self._flow.is_async or task is None,
             persist=task is not None and task.persist,
-            store=self._limits.store if is_final or (task is not None and task.persist) else "",
+            store=self._limits.store,
             reuse=self._reused(task, index),
         )
 

@@ -10,11 +10,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine import flow, on, task
 from engine.executor import Call, Report, Submission
 from engine.flows import Flow
 from engine.inline import InlineExecutor
+from engine.memory import MemoryBroker
 from engine.parcels import Outcome
+from engine.results import ResultStore
 from engine.states import State
+from tests.app_under_test import AppUnderTest, fresh_settings
 from tests.integration import flows_cancel as cancelled
 from tests.integration import flows_graphs as flows
 from tests.unit.recorded import RUN_ID, Gone
@@ -172,3 +176,60 @@ async def test_a_cancelled_run_stops_and_nothing_more_is_heard_of_it(under: Unde
     await eventually(lambda: notes.read_text().count("left") == 4)
     assert {index: state for index, state in under.ended().items() if state is not State.FAILED} == {}
     assert "after" not in notes.read_text()
+
+
+@task
+def long_list(number: int) -> list[int]:
+    return list(range(number))
+
+
+@task(persist=True)
+def kept(number: int) -> int:
+    return number
+
+
+@task
+def start_kept(number: int) -> Any:
+    return kept.spawn(number)
+
+
+@flow(on("numbers"))
+def large(number: int) -> Any:
+    return long_list(number)
+
+
+@flow(on("numbers"))
+def kept_child(number: int) -> Any:
+    return start_kept(number)
+
+
+def files_of(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*.json")]
+
+
+class TestTheResultStore:
+    @pytest.fixture
+    async def app(self, tmp_path: Path) -> AsyncIterator[AppUnderTest]:
+        broker = MemoryBroker()
+        settings = fresh_settings(results=f"file://{tmp_path}", inline_result_bytes=1_000)
+        store = ResultStore(settings.results, settings.app, 10_000)
+        app = AppUnderTest(settings, [large, kept_child], broker, InlineExecutor(results=store), broker)
+        await app.start()
+        yield app
+        await app.close()
+
+    async def test_takes_what_a_flows_last_task_returns_and_does_not_travel(self, app: AppUnderTest) -> None:
+        run = await app.do("numbers", {"number": 1_000}, "large")
+        assert run.end.result_ref == f"{app.settings.results}/{app.settings.app}/{run.id}/long_list-0.json"
+        assert run.end.reason == "too large: 3,891 bytes"
+
+    async def test_says_so_where_that_is_too_large_for_it(self, app: AppUnderTest) -> None:
+        run = await app.do("numbers", {"number": 10_000}, "large")
+        assert run.end.state is State.FAILED
+        assert run.end.error is not None
+        assert (run.end.error.type, "max_result_bytes" in run.end.error.message) == ("ResultTooLarge", True)
+
+    async def test_keeps_what_a_task_returns_that_another_one_has_started(self, app: AppUnderTest, tmp_path: Path) -> None:
+        run = await app.do("numbers", {"number": 7}, "kept_child")
+        assert (run.end.state, run.end.error) == (State.COMPLETED, None)
+        assert [name.split("-")[0] for name in files_of(tmp_path)] == ["kept"]
