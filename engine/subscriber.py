@@ -82,7 +82,10 @@ class Changes:
 
 
 class Subscription:
-    """An async iterator over state changes; also an async context manager, which closes it."""
+    """An async iterator over state changes; also an async context manager, which closes it.
+
+    Iterated over without ``async with``, it is closed when the loop is left, however that is.
+    """
 
     def __init__(
         self,
@@ -122,6 +125,7 @@ class Subscription:
         self._revocations = 0
         self._uncommitted = 0
         self._is_started = False
+        self._is_entered = False
         self._changes: AsyncIterator[StateChange] | None = None
 
     async def start(self) -> Subscription:
@@ -136,6 +140,7 @@ class Subscription:
         return self
 
     async def __aenter__(self) -> Subscription:
+        self._is_entered = True
         return await self.start()
 
     async def __aexit__(
@@ -143,8 +148,8 @@ class Subscription:
     ) -> None:
         await self.close()
 
-    def __aiter__(self) -> Subscription:
-        return self
+    def __aiter__(self) -> AsyncIterator[StateChange]:
+        return self if self._is_entered else self._until_left()
 
     async def __anext__(self) -> StateChange:
         self._trace()
@@ -164,6 +169,14 @@ class Subscription:
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
             self._tracer = None
+
+    async def _until_left(self) -> AsyncIterator[StateChange]:
+        # Who breaks out of the loop lets go of this generator, and its end is all that tells us.
+        try:
+            while True:
+                yield await anext(self)
+        finally:
+            await self.close()
 
     async def _iterate(self) -> AsyncIterator[StateChange]:
         await self.start()

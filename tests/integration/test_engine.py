@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from distributed import Client, Variable
 
+import engine
 from engine.states import Ownership, State, StateChange, read
 from engine.subscriber import Subscription
 from tests.integration import flows_graphs as flows
@@ -249,6 +250,14 @@ async def test_runs_of_one_key_go_one_after_the_other_and_others_pass_by(apps: A
 
 
 class TestSubscribe:
+    async def test_left_by_break_it_is_closed(self, apps: Apps) -> None:
+        """Else Kafka's client says at the program's end that it was not, and its tasks are left behind."""
+        app = await apps.start(flows.one)
+        await app.do("numbers", {"value": 1}, "one")
+        async for change in engine.subscribe(app=app.settings.app, kafka=app.settings.kafka, from_beginning=True):
+            assert change.state is S.SCHEDULED
+            break
+
     async def test_filters_by_flow_state_and_run(self, apps: Apps) -> None:
         app = await apps.start(flows.one, flows.two)
         for n in range(3):
