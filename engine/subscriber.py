@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +24,8 @@ _POLL_RECORDS = 1_000
 _COMMIT_EVERY_RECORDS = 1_000
 #: Ended runs whose last seq is remembered, so that a repeat of their end is told for what it is.
 _REMEMBERED_RUNS = 100_000
+#: What closes subscriptions where a program ends in the middle of it.
+_GUARDS: set[AsyncGenerator[None]] = set()
 
 
 class Deduplicator:
@@ -126,13 +128,14 @@ class Subscription:
         self._uncommitted = 0
         self._is_started = False
         self._is_entered = False
+        self._closing: asyncio.Task[None] | None = None
         self._changes: AsyncIterator[StateChange] | None = None
 
     async def start(self) -> Subscription:
         """Connect now rather than at the first change. Raises KafkaUnavailable or TopicError."""
         if not self._is_started:
             await self._source.start()
-            self._is_started = True
+            self._is_started, self._closing = True, None
             if self._traced_as and (tracer := Tracer.from_environment(self._traced_as)).is_on:
                 self._tracer = tracer
             if self._on_caught_up is not None:
@@ -158,7 +161,12 @@ class Subscription:
         return await anext(self._changes)
 
     async def close(self) -> None:
-        """Commit what was delivered (with a group), and disconnect."""
+        """Commit what was delivered (with a group), and disconnect; whoever calls, it is done once and to its end."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="engine-subscription-close")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         self._trace()
         if self._is_started:
             await self._commit()
@@ -171,10 +179,22 @@ class Subscription:
             self._tracer = None
 
     async def _until_left(self) -> AsyncIterator[StateChange]:
-        # Who breaks out of the loop lets go of this generator, and its end is all that tells us.
+        # Who breaks out of the loop lets go of this generator, and its end is all that tells us. Where the program ends with
+        # that, asyncio waits for no generator but those that are still there: for the guard.
+        guard = self._guard()
+        await anext(guard)
+        _GUARDS.add(guard)
         try:
             while True:
                 yield await anext(self)
+        finally:
+            await self.close()
+            _GUARDS.discard(guard)
+            await guard.aclose()
+
+    async def _guard(self) -> AsyncGenerator[None]:
+        try:
+            yield
         finally:
             await self.close()
 
