@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from distributed import Scheduler
 from distributed.scheduler import TaskGroup, TaskPrefix, TaskState
 
-#: So many groups are remembered before those that have gone are looked for.
-_MOST_GROUPS = 100
+#: So many groups are remembered before those that have gone are looked for: Dask goes through them for each new one.
+_MOST_GROUPS = 25
 _NAME = "engine-spans"
 
 

@@ -308,7 +308,7 @@ async def test_runs_that_have_gone_leave_nothing_in_the_schedulers_memory(owners
             owner.cluster.release(run_id, 0.0)
             owner.reports.clear()
         spans, groups = await client.run_on_scheduler(remembered)
-    assert (spans, groups <= 120) == (1, True), groups
+    assert (spans, groups <= 30) == (1, True), groups
 
 
 async def test_a_wide_graph_goes_in_pieces(owners: Owners) -> None:
