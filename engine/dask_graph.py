@@ -16,6 +16,7 @@ from dask.utils import key_split
 from distributed import Scheduler
 from distributed.scheduler import TaskState
 
+from engine.dask_spans import Spans
 from engine.executor import Call, decode_call, encode_call, run_of
 from engine.reporter import run_async_call, run_call
 from engine.turns import GUESS_SECONDS, Turns, priority
@@ -61,6 +62,7 @@ class DaskGraph:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
+        self._spans = Spans(scheduler)
         self._turns = Turns()
 
     def get(self, key: str) -> TaskState | None:
@@ -116,6 +118,7 @@ class DaskGraph:
         self, graph: dict[str, Task], priorities: int | dict[str, int], places: dict[str, list[str]] | None = None
     ) -> None:
         """Make tasks of Dask's, held in our name; those of higher priority run first, those with places there if they can."""
+        self._spans.forget()
         now = time.time()
         annotations = {"workers": places, "allow_other_workers": dict.fromkeys(places, True)} if places else {}
         self._scheduler._create_taskstate_from_graph(
@@ -219,9 +222,7 @@ class DaskGraph:
         if (earlier := self._scheduler.tasks.get(key)) is not None:
             self._evict(earlier)  # of an earlier run of this id, see evict
         task = self._scheduler.new_task(key, _HELD_BACK, "released")
-        if (spans := self._scheduler.extensions.get("spans")) is not None:
-            # As for all that Dask makes itself. A worker that has run something without a span ends at its next heartbeat.
-            spans.observe_tasks([task], code=(), span_metadata={})
+        self._spans.observe([task])
         task.priority = (-1_000, 0, 0)
         task.add_dependency(self._gate())
         self._scheduler.client_desires_keys([key], HOLDER)

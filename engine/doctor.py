@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 
@@ -10,13 +11,16 @@ import msgspec
 from engine.broker import Broker
 from engine.cluster_survey import Survey, survey, versions
 from engine.errors import DaskUnavailable, EngineError, KafkaUnavailable
+from engine.http_probe import EngineSilent, ask_engine
 from engine.loader import load, places
 from engine.settings import Settings
 from engine.triggers import Triggers
+from engine.vital_signs import EngineVital
 
 #: Clocks that differ by more make times of events and tasks meaningless.
 MOST_SKEW_SECONDS = 1.0
 _DASK_SECONDS = 5.0
+_HTTP_SECONDS = 2.0
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -36,6 +40,8 @@ async def examine(settings: Settings, broker: Broker) -> list[Check]:
     """All checks, those that need what cannot be reached left out."""
     checks, topics, modules = _handlers(settings)
     checks += await _kafka(settings, broker, topics)
+    addresses = [address for address in dict.fromkeys((settings.http, *settings.engines)) if address]
+    checks += [serving_check(await _ask(address)) for address in addresses]
     try:
         found = await survey(settings.dask, modules, _DASK_SECONDS)
     except DaskUnavailable as error:
@@ -80,6 +86,26 @@ async def _kafka(settings: Settings, broker: Broker, event_topics: list[str]) ->
         else:
             checks.append(Check(name, ok=True, found=f"{count} {'partition' if count == 1 else 'partitions'}"))
     return checks
+
+
+async def _ask(address: str) -> EngineVital:
+    try:
+        async with asyncio.timeout(_HTTP_SECONDS):
+            return await ask_engine(address)
+    except EngineSilent as error:
+        return EngineVital(address, None, {}, error.cause)
+    except TimeoutError:
+        return EngineVital(address, None, {}, f"no answer within {_HTTP_SECONDS:g} s")
+
+
+def serving_check(found: EngineVital) -> Check:
+    """What ``/readyz`` says there, of an engine or of a dashboard; that nobody listens is no fault. Pure."""
+    name = f"http {found.address}"
+    if found.is_ready is None:
+        return Check(name, ok=True, found=f"no engine or dashboard answers there ({found.trouble})")
+    troubles = "; ".join(f"{part}: {state}" for part, state in found.parts.items() if state != "ok")
+    remedy = "Each part says what it waits for; it goes on when that is there."
+    return Check(name, ok=found.is_ready, found="ready" if found.is_ready else troubles or "not ready", remedy=remedy)
 
 
 def dask_checks(found: Survey, own_versions: dict[str, str], modules: list[str]) -> Iterator[Check]:

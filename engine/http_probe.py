@@ -29,7 +29,8 @@ class EngineSilent(EngineError):
 
 class _Readyz(msgspec.Struct):
     ready: bool
-    parts: dict[str, str]
+    #: A dashboard tells them only those who may look.
+    parts: dict[str, str] = {}
 
 
 async def ask_engine(address: str) -> EngineVital:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -41,8 +41,12 @@ class Intake:
         tracer: Tracer,
         on_scheduled: Callable[[Sequence[tuple[Position, StateChange]]], None],
         counts: Counts | None = None,
+        lettered: Collection[str] = (),
     ) -> None:
-        """``on_scheduled`` is told of each SCHEDULED and where on the state topic it lies, once that is certain."""
+        """``on_scheduled`` is told of each SCHEDULED and where on the state topic it lies, once that is certain.
+
+        ``lettered`` are the flows whose runs become dead letters where they fail.
+        """
         self._settings = settings
         self._sink = sink
         self._translator = Translator(settings, triggers, tracer)
@@ -52,7 +56,7 @@ class Intake:
         topics = [*triggers.topics, settings.replays_topic]
         self._source = broker.source(topics, group=settings.intake_group, on_revoked=self._revoked)
         #: Topics that are read no further.
-        self.stops = Stops(broker, settings.dead_letters_topic, settings.dead_letter_limit)
+        self.stops = Stops(broker, settings.dead_letters_topic, settings.dead_letter_limit, lettered)
         self._done: dict[Partition, int] = {}
         self._revocations = 0
         self._committed_at = 0.0
@@ -96,7 +100,7 @@ class Intake:
                 continue
             taken.append(self._translator.translate(record))
             if record.topic != self._settings.replays_topic:
-                self.stops.count(record.topic, is_dead=taken[-1].is_dead)
+                self.stops.count(record.topic, [change.flow for _, change in taken[-1].scheduled], is_dead=taken[-1].is_dead)
         for partition, offset in left.items():
             self._source.seek(partition, offset)
         positions = await self._write([outgoing for one in taken for outgoing in one.outgoing], taken)

@@ -17,6 +17,10 @@ POLL_SECONDS = 0.05
 
 _LEASH = Path(__file__).with_name("leash.py")
 _TAIL_BYTES = 16_384
+#: A log that has become longer is begun anew; the end of it stays beside it. Looked at so often.
+MOST_LOG_BYTES = 64 * 1024 * 1024
+LOG_SECONDS = 2.0
+_KEPT_LOG_BYTES = 1024 * 1024
 
 
 def leashed(command: Sequence[str]) -> tuple[str, ...]:
@@ -108,6 +112,23 @@ class ChildProcess:
             return ""  # Never started, or its folder was cleared: there is nothing to tell.
         return "\n".join(text.strip().splitlines()[-lines:])
 
+    def bound_log(self) -> None:
+        """Begin the log anew where it is too long, keeping its end as ``….log.1``; what is printed meanwhile may be lost.
+
+        The process goes on writing to the same file: it appends, so what comes next is at the file's new end.
+        """
+        try:
+            size = self.log_file.stat().st_size
+            if size <= MOST_LOG_BYTES:
+                return
+            with self.log_file.open("r+b") as log:
+                log.seek(max(0, size - _KEPT_LOG_BYTES))
+                self.log_file.with_name(f"{self.log_file.name}.1").write_bytes(log.read(_KEPT_LOG_BYTES))
+                log.truncate(0)
+            self._log_start = 0
+        except OSError:
+            return  # Its folder was cleared, or the disk is full: looked at again soon.
+
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
             # Where nothing is left of the group (macOS says so by PermissionError) there is nobody to tell.
@@ -167,7 +188,12 @@ class Children:
             child.kill()
 
     async def _watch(self, child: ChildProcess) -> None:
-        await child.wait()
+        ending = asyncio.create_task(child.wait(), name=f"wait-{child.name}")
+        try:
+            while not (await asyncio.wait([ending], timeout=LOG_SECONDS))[0]:
+                await asyncio.to_thread(child.bound_log)
+        finally:
+            ending.cancel()
         if self._running.get(child.name) is child:
             self._ended(child)
 

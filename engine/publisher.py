@@ -89,7 +89,7 @@ class Publisher:
         value, headers = envelope.write(change, context)
         record = Outgoing(self._topic, run.record_key, value, headers, partition)
         pending = _Pending(record, change, envelope, parent, context, on_acknowledged)
-        if self._letters is not None and self._letters.takes(change):
+        if self._letters is not None and self._letters.takes(run, change):
             # A run's end is its last change, so nothing of the run can overtake it.
             self._idle.clear()
             self._held += 1

@@ -55,7 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     logs_retention_seconds: float = 14 * 86_400.0
     #: Within this time an event's identity makes one run of a flow, not two.
     dedup_window_seconds: float = 86_400.0
-    #: Stop taking in a topic when this share of its last hundred records became dead letters; 0 never stops.
+    #: Stop taking in a topic when this share of its last hundred records, or runs of them, became dead letters; 0 never stops.
     dead_letter_limit: float = 0.0
     #: The largest record written to the state and dead-letter topics.
     max_record_bytes: int = 8 * 1024 * 1024

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from engine.broker import Broker, Outgoing, Partition, Record, Source
 from engine.errors import EngineError
 from engine.logs import logger
 
-#: So many records of a topic are looked back on; before there were as many, nothing is judged.
+#: So many records of a topic, or runs that came of them, are looked back on; before there were as many, nothing is judged.
 LIMIT_RECORDS = 100
 _RESUMED = "x-engine-resumed"
 _LOOK_SECONDS = 0.05
 
 
 class LetterLimit:
-    """Counts, by topic, how many of the last hundred records became dead letters."""
+    """Counts, by topic, how many of the last hundred records became dead letters, at once or when their runs had failed."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -31,7 +31,7 @@ class LetterLimit:
 
     def count(self, topic: str, *, is_dead: bool) -> bool:
         """Take in what a record became; True where the topic is to be stopped now."""
-        if not self._limit:
+        if not self._limit or topic in self.stopped:
             return False
         last = self._last.setdefault(topic, deque(maxlen=LIMIT_RECORDS))
         last.append(is_dead)
@@ -59,8 +59,10 @@ class LetterLimit:
 class Stops:
     """Which topics the intake has stopped."""
 
-    def __init__(self, broker: Broker, letters_topic: str, limit: float) -> None:
+    def __init__(self, broker: Broker, letters_topic: str, limit: float, lettered: Collection[str] = ()) -> None:
+        """``lettered`` are the flows whose runs become dead letters where they fail."""
         self._broker = broker
+        self._lettered = frozenset(lettered)
         self._letters_topic = letters_topic
         self._limit = LetterLimit(limit)
         self._source: Source | None = None
@@ -75,8 +77,13 @@ class Stops:
         """Whether the topic is not to be taken in."""
         return topic in self._limit.stopped
 
-    def count(self, topic: str, *, is_dead: bool) -> None:
-        """Take in what a record became."""
+    def count(self, topic: str, flows: Collection[str], *, is_dead: bool) -> None:
+        """Take in what a record became: letters, runs of these flows, or nothing."""
+        if is_dead or self._lettered.isdisjoint(flows):  # what comes of the others is known when their runs have ended
+            self.count_end(topic, is_dead)
+
+    def count_end(self, topic: str, is_dead: bool) -> None:
+        """Take in how a run has ended whose failure is a dead letter."""
         if self._limit.count(topic, is_dead=is_dead):
             self._stopped_at_ms = self._stopped_at_ms or int(time.time() * 1000)
             logger.error("intake of a topic stopped", topic=topic, error=self._limit.describe(topic))

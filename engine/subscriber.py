@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +24,8 @@ _POLL_RECORDS = 1_000
 _COMMIT_EVERY_RECORDS = 1_000
 #: Ended runs whose last seq is remembered, so that a repeat of their end is told for what it is.
 _REMEMBERED_RUNS = 100_000
+#: What closes subscriptions where a program ends in the middle of it.
+_GUARDS: set[AsyncGenerator[None]] = set()
 
 
 class Deduplicator:
@@ -82,7 +84,10 @@ class Changes:
 
 
 class Subscription:
-    """An async iterator over state changes; also an async context manager, which closes it."""
+    """An async iterator over state changes; also an async context manager, which closes it.
+
+    Iterated over without ``async with``, it is closed when the loop is left, however that is.
+    """
 
     def __init__(
         self,
@@ -122,13 +127,15 @@ class Subscription:
         self._revocations = 0
         self._uncommitted = 0
         self._is_started = False
+        self._is_entered = False
+        self._closing: asyncio.Task[None] | None = None
         self._changes: AsyncIterator[StateChange] | None = None
 
     async def start(self) -> Subscription:
         """Connect now rather than at the first change. Raises KafkaUnavailable or TopicError."""
         if not self._is_started:
             await self._source.start()
-            self._is_started = True
+            self._is_started, self._closing = True, None
             if self._traced_as and (tracer := Tracer.from_environment(self._traced_as)).is_on:
                 self._tracer = tracer
             if self._on_caught_up is not None:
@@ -136,6 +143,7 @@ class Subscription:
         return self
 
     async def __aenter__(self) -> Subscription:
+        self._is_entered = True
         return await self.start()
 
     async def __aexit__(
@@ -143,8 +151,8 @@ class Subscription:
     ) -> None:
         await self.close()
 
-    def __aiter__(self) -> Subscription:
-        return self
+    def __aiter__(self) -> AsyncIterator[StateChange]:
+        return self if self._is_entered else self._until_left()
 
     async def __anext__(self) -> StateChange:
         self._trace()
@@ -153,7 +161,12 @@ class Subscription:
         return await anext(self._changes)
 
     async def close(self) -> None:
-        """Commit what was delivered (with a group), and disconnect."""
+        """Commit what was delivered (with a group), and disconnect; whoever calls, it is done once and to its end."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="engine-subscription-close")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         self._trace()
         if self._is_started:
             await self._commit()
@@ -164,6 +177,26 @@ class Subscription:
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
             self._tracer = None
+
+    async def _until_left(self) -> AsyncIterator[StateChange]:
+        # Who breaks out of the loop lets go of this generator, and its end is all that tells us. Where the program ends with
+        # that, asyncio waits for no generator but those that are still there: for the guard.
+        guard = self._guard()
+        await anext(guard)
+        _GUARDS.add(guard)
+        try:
+            while True:
+                yield await anext(self)
+        finally:
+            await self.close()
+            _GUARDS.discard(guard)
+            await guard.aclose()
+
+    async def _guard(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            await self.close()
 
     async def _iterate(self) -> AsyncIterator[StateChange]:
         await self.start()

@@ -240,6 +240,19 @@ async def test_a_topic_where_nearly_all_fails_is_stopped_alone_and_loses_nothing
     assert app.app.readiness()["intake"] == "ok"
 
 
+async def test_a_topic_whose_runs_nearly_all_fail_is_stopped_too(place: Place) -> None:
+    """They are known to fail only when they have ended."""
+    app = await place.start(flows.errand, flows.packed_errand, dead_letter_limit=0.9, event_partitions=1)
+    bad = {"name": "no", "needs": "/no/such/file"}
+    await app.send_many("errands", [(f"bad-{n}", {**bad, "shop": str(n)}) for n in range(LIMIT_RECORDS)])
+    await eventually(lambda: "dead_letter_limit" in app.app.readiness()["intake"])
+    await app.send("errands", {"name": "late"}, id="late")
+    assert (await app.do("packed-errands", {"name": "tea"}, "packed_errand")).result == "TEA"
+    assert app.ends(app.run_id("errand", "late")) == []
+    await app.write(write_resumed(app.topic("errands"), app.settings.dead_letters_topic))
+    assert (await app.run("errand", "late")).result == "LATE"
+
+
 async def test_each_engine_counts_letters_by_itself_and_a_restart_goes_on(place: Place) -> None:
     """One of two has stopped the topic; the other reads its own partition on, and who comes next reads on, too."""
     first = await place.start(flows.errand, dead_letter_limit=0.5, event_partitions=2)

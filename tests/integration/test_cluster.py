@@ -331,6 +331,25 @@ async def test_a_scheduler_that_knows_no_engine_is_looked_at_without_a_word_in_i
     await probe.close()
 
 
+async def test_runs_that_have_gone_leave_nothing_in_the_schedulers_memory(owners: Owners) -> None:
+    """One after the other, so that there is nothing to do in between: Dask would keep a span of each, and its groups."""
+    owner = await owners.start(1)
+
+    def remembered(dask_scheduler: Any) -> tuple[int, int]:
+        spans = dask_scheduler.extensions["spans"].spans.values()
+        return len(spans), sum(len(span.groups) for span in spans)
+
+    async with Client(owners.address, asynchronous=True, set_as_default=False) as client:
+        for number in range(120):
+            run_id = f"{number:032x}"
+            owner.submit(calls_of(flows.diamond, b'{"value": 5}', run_id), run_id)
+            await eventually(lambda: len(owner.ended()) == 4)
+            owner.cluster.release(run_id, 0.0)
+            owner.reports.clear()
+        spans, groups = await client.run_on_scheduler(remembered)
+    assert (spans, groups <= 30) == (1, True), groups
+
+
 async def test_a_wide_graph_goes_in_pieces(owners: Owners) -> None:
     owner = await owners.start(1)
     owner.submit(calls_of(flows.spread, b'{"values": [' + b"1," * 1_500 + b"1]}"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
+import warnings
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +14,7 @@ import msgspec
 import pytest
 from distributed import Client, Variable
 
+import engine
 from engine.states import Ownership, State, StateChange, read
 from engine.subscriber import Subscription
 from tests.integration import flows_graphs as flows
@@ -249,6 +252,28 @@ async def test_runs_of_one_key_go_one_after_the_other_and_others_pass_by(apps: A
 
 
 class TestSubscribe:
+    async def test_left_by_break_it_is_closed(self, apps: Apps) -> None:
+        """Else Kafka's client says at the program's end that it was not, and its tasks are left behind."""
+        app = await apps.start(flows.one)
+        await app.do("numbers", {"value": 1}, "one")
+        async for change in engine.subscribe(app=app.settings.app, kafka=app.settings.kafka, from_beginning=True):
+            assert change.state is S.SCHEDULED
+            break
+
+    async def test_left_by_break_right_before_the_programs_end_it_is_closed(self, apps: Apps) -> None:
+        app = await apps.start(flows.one)
+        await app.do("numbers", {"value": 1}, "one")
+
+        async def program() -> None:
+            async for _ in engine.subscribe(app=app.settings.app, kafka=app.settings.kafka, from_beginning=True):
+                break
+
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            await asyncio.to_thread(asyncio.run, program())
+            gc.collect()
+        assert [str(warning.message) for warning in told] == []
+
     async def test_filters_by_flow_state_and_run(self, apps: Apps) -> None:
         app = await apps.start(flows.one, flows.two)
         for n in range(3):

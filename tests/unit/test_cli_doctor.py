@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from engine.cluster_survey import Survey, WorkerAnswer, versions
-from engine.doctor import dask_checks
+from engine.doctor import dask_checks, serving_check
+from engine.vital_signs import EngineVital
 
 OWN = {"python": "3.11.7", "dask": "1"}
 
@@ -47,6 +48,19 @@ def test_a_module_that_a_worker_cannot_import_is_named() -> None:
 def test_a_clock_that_is_wrong_is_named() -> None:
     found = failed(Survey(OWN, {"w": WorkerAnswer(versions=OWN, skew_seconds=2.0), "v": WorkerAnswer(versions=OWN)}))
     assert found == {"clocks": "w by 2.0 s"}
+
+
+def test_an_engine_that_is_not_ready_says_why() -> None:
+    parts = {"kafka": "ok", "topic orders": "stopped: 9 of the last 10 events went to the dead letters"}
+    check = serving_check(EngineVital("h:1", False, parts))
+    assert (check.ok, check.found) == (False, "topic orders: stopped: 9 of the last 10 events went to the dead letters")
+    assert check.remedy
+
+
+def test_that_nobody_serves_is_no_fault_and_who_is_ready_is_said() -> None:
+    silent = serving_check(EngineVital("h:1", None, {}, "connection refused"))
+    assert (silent.ok, silent.found) == (True, "no engine or dashboard answers there (connection refused)")
+    assert serving_check(EngineVital("h:1", True, {"kafka": "ok"})).found == "ready"
 
 
 def test_versions_of_this_process_are_known() -> None:

@@ -126,6 +126,31 @@ async def test_a_run_that_takes_too_long_is_killed(tmp_path: Path) -> None:
     assert await run_to_end(child(tmp_path, FOREVER), 0.2) == -signal.SIGKILL
 
 
+CHATTY = """
+import pathlib, sys, time
+print("line\\n" * 100_000, "last", flush=True)
+while not pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.01)
+print("after", flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+async def test_a_log_that_grows_without_end_is_begun_anew_and_its_end_kept(
+    children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.processes.MOST_LOG_BYTES", 10_000)
+    monkeypatch.setattr("engine.processes.LOG_SECONDS", 0.01)
+    chatty = await children.launch("chatty", [sys.executable, "-c", CHATTY, str(tmp_path / "go")], dict(os.environ))
+    kept = tmp_path / "chatty.log.1"
+    await eventually(lambda: kept.exists() and "last" in kept.read_text())
+    await eventually(lambda: chatty.log_file.stat().st_size == 0)
+    (tmp_path / "go").touch()
+    await until_printed(chatty, "after")
+    assert chatty.log_file.read_text() == "after\n"
+
+
 @pytest.fixture
 async def ended() -> list[str]:
     return []
