@@ -100,10 +100,13 @@ class Restarter:
                 await scheduler.retire_workers(workers=[address], close_workers=False, remove=True, stimulus_id=stimulus_id)
         except Exception as error:  # the scheduler is away or slow: it notices that the worker is gone, and recomputes
             logger.warning("a worker that is restarted could not hand on its data", error=repr(error))
+        # What is called next has the scheduler tell us to close, and our nanny with us, which then starts nothing again. It
+        # cannot be told not to: an argument called close is taken for one of the connection.
+        self._worker.stream_handlers["close"] = _stay
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 # Where its data had nowhere to go, it is still known. That it leaves is no fault of its other tasks.
-                await scheduler.unregister(address=address, expected=True, close=False, stimulus_id=stimulus_id)
+                await scheduler.unregister(address=address, expected=True, stimulus_id=stimulus_id)
         except Exception as error:  # as above; Dask then counts a death against the tasks that ran beside
             logger.warning("a worker that is restarted could not say goodbye", error=repr(error))
         try:
@@ -113,6 +116,10 @@ class Restarter:
         except Exception as error:  # nothing is lost by a rough end: the scheduler has let go of this worker
             logger.warning("a worker that is restarted did not close in order", error=repr(error))
         _end_process()
+
+
+def _stay(**_: object) -> None:
+    """Stands for the order to close: this process is about to, in its own way."""
 
 
 def _end_process() -> None:

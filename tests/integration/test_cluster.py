@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 import structlog
-from distributed import Client, Queue, Variable
+from distributed import Client, Queue, Variable, Worker
+from distributed.core import Status
 
 from engine.cluster import Cluster, in_process
 from engine.dask_probe import DaskProbe
@@ -22,6 +23,7 @@ from engine.parcels import Outcome, PackedRun, Parcel
 from engine.planning import Limits
 from engine.progress import Progress
 from engine.recording import Recording
+from engine.restarter import Restarter
 from engine.runs import FlowRun
 from engine.scheduler import NAME
 from engine.states import State, StateChange, utc
@@ -348,6 +350,28 @@ async def test_runs_that_have_gone_leave_nothing_in_the_schedulers_memory(owners
             owner.reports.clear()
         spans, groups = await client.run_on_scheduler(remembered)
     assert (spans, groups <= 30) == (1, True), groups
+
+
+async def test_a_worker_that_is_restarted_leaves_its_nanny_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told to close by the scheduler it would tell its nanny, which then starts it no more; its data has nowhere to go."""
+    is_over = asyncio.Event()
+    monkeypatch.setattr("engine.restarter._end_process", is_over.set)
+    told: list[object] = []
+    async with (
+        in_process(workers=1) as address,
+        Client(address, asynchronous=True, set_as_default=False) as client,
+    ):
+        kept = client.submit(sum, [1, 2])
+        await kept
+        [worker] = [one for one in Worker._instances if one.scheduler.address == address and one.status == Status.running]
+        worker.stream_handlers["close"] = lambda **order: told.append(order)
+        restarter = Restarter(worker)
+        restarter.begin("stuck", lambda: None)
+        await is_over.wait()
+        await worker.finished()
+        assert restarter._timer is not None
+        restarter._timer.cancel()
+    assert not told
 
 
 async def test_a_wide_graph_goes_in_pieces(owners: Owners) -> None:
