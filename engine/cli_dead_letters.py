@@ -93,7 +93,10 @@ async def show(
 async def replay(
     *letter_ids: Ids,
     flow: Annotated[str | None, Parameter(help="Into this flow alone, whichever the letter names.")] = None,
-    value: Annotated[str | None, Parameter(help="Of one letter: with the value in this file; - reads standard input.")] = None,
+    value: Annotated[
+        str | None,
+        Parameter(allow_leading_hyphen=True, help="Of one letter: with the value in this file; - reads standard input."),
+    ] = None,
     replay_id: Annotated[str | None, Parameter(help="Id of the replay: the same id makes no second run of a letter.")] = None,
     reason: ReasonFlag = None,
     of_flow: FlowsFlag = None,

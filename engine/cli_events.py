@@ -31,7 +31,9 @@ _BAD_INPUT = 2
 async def send(
     topic: Annotated[str, Parameter(help="The topic, which must exist.")],
     *,
-    data: Annotated[str | None, Parameter(help="The event's data, JSON; - reads it from standard input.")] = None,
+    data: Annotated[
+        str | None, Parameter(allow_leading_hyphen=True, help="The event's data, JSON; - reads it from standard input.")
+    ] = None,
     file: Annotated[
         Path | None, Parameter(help="A .csv file with a header, or JSON lines: data, or whole CloudEvents (specversion).")
     ] = None,

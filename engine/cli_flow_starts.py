@@ -32,7 +32,11 @@ async def run(
         Parameter(negative=(), help="One parameter, name=value: JSON, or a text as it is; may be given again."),
     ] = None,
     data: Annotated[
-        str | None, Parameter(help="The parameters as the data of an event would bring them, JSON; - reads standard input.")
+        str | None,
+        Parameter(
+            allow_leading_hyphen=True,
+            help="The parameters as the data of an event would bring them, JSON; - reads standard input.",
+        ),
     ] = None,
     key: Annotated[str | None, Parameter(help="Ordering key: runs with the same key take turns.")] = None,
     request_id: Annotated[

@@ -142,7 +142,7 @@ class DaskUnavailable(EngineError):
 
     def __init__(self, address: str, cause: str) -> None:
         super().__init__(address, cause)
-        self.address, self.cause = address, cause
+        self.address, self.cause = address, cause or "no answer in time"  # a TimeoutError has no text
 
     def __str__(self) -> str:
         return (

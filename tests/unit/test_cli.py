@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.cli import main
+from engine.cli import build, main
 
 HANDLERS = '''
 import msgspec
@@ -110,6 +110,19 @@ def test_what_cannot_be_meant_is_refused_with_code_2(arguments: list[str], capsy
     assert out == ""
     assert err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["events", "send", "t", "--data", "-"], "data"),
+        (["flows", "run", "f", "--data", "-"], "data"),
+        (["dead-letters", "replay", "0/1", "--value", "-"], "value"),
+    ],
+)
+def test_a_hyphen_alone_stands_for_standard_input(arguments: list[str], name: str) -> None:
+    _, bound, _ = build().parse_args(arguments, exit_on_error=False, print_error=False)
+    assert bound.arguments[name] == "-"
 
 
 def test_a_jaeger_that_is_not_there_is_said_before_anything_starts(

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 import pytest
+from structlog.testing import capture_logs
 
 from engine.broker import OnAssigned, OnRevoked, Partition
 from engine.errors import KafkaUnavailable
@@ -108,3 +109,17 @@ async def test_every_event_has_one_run_and_one_end(fault: str, engines: int, mon
     finally:
         for app in apps:
             await app.close()
+
+
+async def test_that_offsets_cannot_be_committed_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.intake._COMMIT_INTERVAL_SECONDS", 0.0)
+    broker = FaultyBroker(["lost"] * 4)
+    app = AppUnderTest(fresh_settings(), [flows.errand], broker, InlineExecutor(), broker)
+    try:
+        with capture_logs() as lines:
+            await app.start()
+            await app.do("errands", {"name": "tea"}, "errand", id="e0")
+            await eventually(lambda: not broker.faults)
+        assert [line["event"] for line in lines].count("cannot commit the events taken in") == 1
+    finally:
+        await app.close()

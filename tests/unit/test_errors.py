@@ -83,6 +83,10 @@ def test_what_cannot_be_reached_names_the_address_and_the_next_command() -> None
         assert error.exit_code == 4
 
 
+def test_a_scheduler_that_says_nothing_is_told_as_one_that_did_not_answer() -> None:
+    assert "tcp://x:1: no answer in time. Is it running" in str(DaskUnavailable("tcp://x:1", str(TimeoutError())))
+
+
 def test_a_declaration_error_begins_with_the_place_an_editor_can_open() -> None:
     assert str(DeclarationError("handlers/orders.py", 12, "it is wrong", "Correct it.")).startswith("handlers/orders.py:12: ")
 
