@@ -174,7 +174,13 @@ def answer(status: int, content: Any, headers: Mapping[str, str] | None = None) 
 def refusal(error: EngineError) -> Response:
     """What an error becomes."""
     status, code = status_of(error)
-    reason = error.reason if isinstance(error, ApiError) else str(error)
+    match error:
+        case ApiError():
+            reason = error.reason
+        case EventError():
+            reason = error.cause  # its text would begin with the code, which stands beside it
+        case _:
+            reason = str(error)
     headers = {"retry-after": str(_RETRY_AFTER_SECONDS)} if status == 503 else {}
     if status in (408, 413):
         headers["connection"] = "close"  # the rest of the body is not read

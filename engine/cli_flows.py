@@ -25,6 +25,7 @@ from engine.declarations import Declaration, Trigger, declare
 from engine.history_rows import FlowRow
 from engine.kafka import KafkaBroker
 from engine.loader import load
+from engine.measures import duration
 from engine.settings import Settings
 from engine.states import utc
 from engine.terminal import printable
@@ -107,7 +108,7 @@ def _table(flows: Mapping[str, Declaration], done: Mapping[str, FlowRow]) -> Tab
     for name, flow in flows.items():
         row = done.get(name)
         rate = "" if row is None or row.success_rate is None else f"{row.success_rate:.0%}"
-        p50 = "" if row is None or row.p50_seconds is None else f"{row.p50_seconds:.3g} s"
+        p50 = "" if row is None or row.p50_seconds is None else duration(row.p50_seconds)
         table.add_row(
             Text(printable(flow.signature), "bold"),
             Text("\n".join(_trigger(trigger) for trigger in flow.triggers) or "nothing", "cyan"),

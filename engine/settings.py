@@ -319,9 +319,12 @@ def _check_hosts(settings: Settings) -> None:
     plain += [("history", host) for host in plain_hosts(settings.history_path)]
     for key, host in plain:
         if not is_loopback(host):
+            way = "Use TLS (kafka_security, tls://, sslmode=verify-full)"
+            if key == "http":
+                way = "It speaks no TLS: listen on loopback, behind a proxy that does"
             raise SettingsError(
                 key,
                 settings.history_shown if key == "history" else str(getattr(settings, key)),
                 f"would send plain text to {host or 'another host'}",
-                "Use TLS (kafka_security, tls://, sslmode=verify-full), or say allow_plaintext = true if the network is yours.",
+                f"{way}, or say allow_plaintext = true if the network is yours.",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import subprocess
@@ -11,13 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from engine.broker import TopicSpec
 from engine.cli import READER_GONE, main
+from engine.cli_flows import _table
+from engine.declarations import Declaration
+from engine.history_rows import FlowRow
 from engine.history_store import HistoryStore
 from engine.memory import MemoryBroker
 from engine.projection import read_all
-from engine.states import State
+from engine.states import State, utc
 from tests.history_records import STATES, Topics, a_run
 
 RUN = "ab" * 16
@@ -79,6 +84,13 @@ def watching(monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], None]) -> Non
 
 def nothing() -> None:
     return
+
+
+def test_how_long_a_flow_takes_is_said_as_everywhere_else() -> None:
+    declared = Declaration(name="f", signature="f()", at=utc(0.0), parameters={}, data={})
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(_table({"f": declared}, {"f": FlowRow.of("f", [(State.COMPLETED, 5_025.0)])}))
+    assert "1 h 23 min" in console.export_text()
 
 
 @pytest.mark.parametrize("flags", [["--json"], []])

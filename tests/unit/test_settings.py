@@ -152,6 +152,12 @@ def test_plain_text_beyond_loopback_is_refused_unless_allowed(tmp_path: Path, ke
     assert getattr(load({key: value}, {}, tmp_path, check_hosts=False), key) == value
 
 
+def test_an_endpoint_that_speaks_no_tls_is_not_told_to_use_it(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"behind a proxy.*allow_plaintext") as caught:
+        load({"http": "0.0.0.0:8282"}, {}, tmp_path)
+    assert "Use TLS" not in str(caught.value)
+
+
 def test_tls_may_go_anywhere(tmp_path: Path) -> None:
     settings = load({"kafka": "k.example:9093", "kafka_security": "SASL_SSL", "dask": "tls://d.example:1"}, {}, tmp_path)
     assert settings.kafka == "k.example:9093"
