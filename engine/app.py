@@ -63,7 +63,7 @@ class App:
         # Also where no event starts anything: what was started by hand leaves letters, and takes their replays.
         offer = self._dispatcher.offer
         self._intake = Intake(settings, broker, self._intake_sink, self._triggers, self._tracer, offer, counts, lettered)
-        self._letters.on_end = self._intake.stops.count_end
+        self._publisher.on_end = self._intake.stops.count_end
         self._vitals = Vitals(settings, broker)
         scrape = EngineMetrics(counts, self.gauges, self._vitals).scrape
         self._gateway = Gateway(settings, self._intake_sink, self.readiness, scrape) if settings.http else None

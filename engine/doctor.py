@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterator
 
@@ -11,7 +10,7 @@ import msgspec
 from engine.broker import Broker
 from engine.cluster_survey import Survey, survey, versions
 from engine.errors import DaskUnavailable, EngineError, KafkaUnavailable
-from engine.http_probe import EngineSilent, ask_engine
+from engine.http_probe import look_at_engine
 from engine.loader import load, places
 from engine.settings import Settings
 from engine.triggers import Triggers
@@ -41,7 +40,7 @@ async def examine(settings: Settings, broker: Broker) -> list[Check]:
     checks, topics, modules = _handlers(settings)
     checks += await _kafka(settings, broker, topics)
     addresses = [address for address in dict.fromkeys((settings.http, *settings.engines)) if address]
-    checks += [serving_check(await _ask(address)) for address in addresses]
+    checks += [serving_check(await look_at_engine(address, _HTTP_SECONDS)) for address in addresses]
     try:
         found = await survey(settings.dask, modules, _DASK_SECONDS)
     except DaskUnavailable as error:
@@ -88,21 +87,11 @@ async def _kafka(settings: Settings, broker: Broker, event_topics: list[str]) ->
     return checks
 
 
-async def _ask(address: str) -> EngineVital:
-    try:
-        async with asyncio.timeout(_HTTP_SECONDS):
-            return await ask_engine(address)
-    except EngineSilent as error:
-        return EngineVital(address, None, {}, error.cause)
-    except TimeoutError:
-        return EngineVital(address, None, {}, f"no answer within {_HTTP_SECONDS:g} s")
-
-
 def serving_check(found: EngineVital) -> Check:
     """What ``/readyz`` says there, of an engine or of a dashboard; that nobody listens is no fault. Pure."""
     name = f"http {found.address}"
     if found.is_ready is None:
-        return Check(name, ok=True, found=f"no engine or dashboard answers there ({found.trouble})")
+        return Check(name, ok=True, found=f"nobody serves there: {found.trouble}")
     troubles = "; ".join(f"{part}: {state}" for part, state in found.parts.items() if state != "ok")
     remedy = "Each part says what it waits for; it goes on when that is there."
     return Check(name, ok=found.is_ready, found="ready" if found.is_ready else troubles or "not ready", remedy=remedy)

@@ -43,6 +43,19 @@ async def ask_engine(address: str) -> EngineVital:
     return EngineVital(address, found.ready, found.parts)
 
 
+async def look_at_engine(address: str, seconds: float) -> EngineVital:
+    """The same with so much patience, and why there is no answer where there is none."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await ask_engine(address)
+    except TimeoutError:
+        return EngineVital(address, None, {}, f"no answer within {seconds:g} s")
+    except EngineSilent as error:
+        return EngineVital(address, None, {}, str(error))
+    except Exception as error:  # whatever a library raises: what else is looked at is good all the same
+        return EngineVital(address, None, {}, f"{type(error).__name__}: {error}")
+
+
 async def get(address: str, path: str) -> tuple[int, bytes]:
     """Status and body of a GET, without a proxy whatever the environment says. Raises EngineSilent."""
     url = urlsplit(address if "://" in address else f"http://{address}")

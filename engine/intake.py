@@ -61,7 +61,7 @@ class Intake:
         self._revocations = 0
         self._committed_at = 0.0
         #: Whether it was said that commits fail.
-        self._is_told = False
+        self._is_trouble_told = False
         self._is_closing = False
         #: Empty while records flow; otherwise what they wait for.
         self.trouble = "not started"
@@ -173,12 +173,12 @@ class Intake:
             # Refused, the group is rebalancing: the records come again, to us or another, and make the same run ids.
             if await self._source.commit(self._done):
                 self._done.clear()
-            self._is_told = False
+            self._is_trouble_told = False
         except KafkaUnavailable as error:
             # The offsets stay in hand for the next try. Said once: Kafka may be away for long.
-            if not self._is_told:
+            if not self._is_trouble_told:
                 logger.warning("cannot commit the events taken in", error=str(error))
-            self._is_told = True
+            self._is_trouble_told = True
 
     async def _revoked(self, partitions: Sequence[Partition]) -> None:
         # They may come back to us after another member went further: what was taken in before is not to be committed then,

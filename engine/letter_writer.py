@@ -50,20 +50,12 @@ class LetterWriter:
         self._sink = sink
         self._flows = frozenset(flows)
         self._counts = counts or Counts()
-        #: Told of each end of a run of these flows that an event on this topic started, and whether a letter came of it.
-        self.on_end: Callable[[str, bool], None] = lambda topic, is_dead: None
         self._waiting: list[_Pending] = []
         self._wake = asyncio.Event()
 
-    def takes(self, run: FlowRun, change: StateChange) -> bool:
-        """Whether a letter goes before this change, the next one of the run."""
-        if not (change.is_flow_run and change.state.is_end and change.flow in self._flows):
-            return False
-        is_dead = change.state in _REASONS
-        # A replay says nothing of what comes on the topic now.
-        if run.event is not None and run.event.topic and run.event.replay is None:
-            self.on_end(run.event.topic, is_dead)
-        return is_dead
+    def takes(self, change: StateChange) -> bool:
+        """Whether a letter goes before this change."""
+        return change.state in _REASONS and change.is_flow_run and change.flow in self._flows
 
     def add(self, run: FlowRun, change: StateChange, tell: Callable[[], None]) -> None:
         """Write the letter of a run, then ``tell`` its end."""

@@ -55,6 +55,8 @@ class Publisher:
     ) -> None:
         """``letters`` takes the ends before which a dead letter is to be written."""
         self._letters = letters
+        #: Told of each end of a run before that is queued; must not raise.
+        self.on_end: Callable[[FlowRun, StateChange], None] = lambda run, change: None
         self._counts = counts or Counts()
         #: Ends that wait for their letter.
         self._held = 0
@@ -89,7 +91,9 @@ class Publisher:
         value, headers = envelope.write(change, context)
         record = Outgoing(self._topic, run.record_key, value, headers, partition)
         pending = _Pending(record, change, envelope, parent, context, on_acknowledged)
-        if self._letters is not None and self._letters.takes(run, change):
+        if change.is_flow_run and change.state.is_end:
+            self.on_end(run, change)
+        if self._letters is not None and self._letters.takes(change):
             # A run's end is its last change, so nothing of the run can overtake it.
             self._idle.clear()
             self._held += 1

@@ -13,6 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from engine.broker import Broker, Outgoing, Partition, Record, Source
 from engine.errors import EngineError
 from engine.logs import logger
+from engine.runs import FlowRun
+from engine.states import State, StateChange
 
 #: So many records of a topic, or runs that came of them, are looked back on; before there were as many, nothing is judged.
 LIMIT_RECORDS = 100
@@ -80,10 +82,15 @@ class Stops:
     def count(self, topic: str, flows: Collection[str], *, is_dead: bool) -> None:
         """Take in what a record became: letters, runs of these flows, or nothing."""
         if is_dead or self._lettered.isdisjoint(flows):  # what comes of the others is known when their runs have ended
-            self.count_end(topic, is_dead)
+            self._count(topic, is_dead)
 
-    def count_end(self, topic: str, is_dead: bool) -> None:
-        """Take in how a run has ended whose failure is a dead letter."""
+    def count_end(self, run: FlowRun, end: StateChange) -> None:
+        """Take in how a run has ended."""
+        # A replay says nothing of what comes on the topic now.
+        if run.flow in self._lettered and run.event is not None and run.event.topic and run.event.replay is None:
+            self._count(run.event.topic, end.state in (State.FAILED, State.CRASHED))
+
+    def _count(self, topic: str, is_dead: bool) -> None:
         if self._limit.count(topic, is_dead=is_dead):
             self._stopped_at_ms = self._stopped_at_ms or int(time.time() * 1000)
             logger.error("intake of a topic stopped", topic=topic, error=self._limit.describe(topic))

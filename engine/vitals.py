@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from engine.broker import Broker, Standing
 from engine.errors import EngineError
-from engine.http_probe import ask_engine
+from engine.http_probe import look_at_engine
 from engine.settings import Settings
-from engine.vital_signs import DaskVital, EngineVital, Vital, lags_of
+from engine.vital_signs import DaskVital, Vital, lags_of
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class Vitals:
             await self._probe.close()
 
     async def _ask(self) -> Vital:
-        engines = asyncio.gather(*(_engine(address) for address in self._settings.engines))
+        engines = asyncio.gather(*(look_at_engine(address, PART_SECONDS) for address in self._settings.engines))
         (standing, kafka_trouble), (dask, dask_trouble), found = await asyncio.gather(
             _patiently(self._standing()), _patiently(self._dask()), engines
         )
@@ -81,11 +81,6 @@ class Vitals:
         settings = self._settings
         topics = [settings.states_topic, settings.dead_letters_topic, settings.logs_topic, settings.replays_topic]
         return await self._offsets.read([settings.intake_group, settings.dispatch_group], topics)
-
-
-async def _engine(address: str) -> EngineVital:
-    found, trouble = await _patiently(ask_engine(address))
-    return found or EngineVital(address, None, {}, trouble)
 
 
 async def _patiently(asking: Coroutine[Any, Any, T]) -> tuple[T | None, str]:

@@ -65,7 +65,7 @@ def epochs_ignored(set_attribute: SetAttribute) -> None:
 
 def letters_forgotten(set_attribute: SetAttribute) -> None:
     """The end of a failed run waits for no letter."""
-    set_attribute(letter_writer.LetterWriter, "takes", lambda self, run, change: False)
+    set_attribute(letter_writer.LetterWriter, "takes", lambda self, change: False)
 
 
 def cancellations_forgotten(set_attribute: SetAttribute) -> None:

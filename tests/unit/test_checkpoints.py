@@ -224,7 +224,7 @@ class Letters:
     def __init__(self) -> None:
         self.waiting: list[Callable[[], None]] = []
 
-    def takes(self, run: FlowRun, change: StateChange) -> bool:
+    def takes(self, change: StateChange) -> bool:
         return change.is_flow_run and change.state is S.FAILED
 
     def add(self, run: FlowRun, change: StateChange, tell: Callable[[], None]) -> None:

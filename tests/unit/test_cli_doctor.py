@@ -59,7 +59,7 @@ def test_an_engine_that_is_not_ready_says_why() -> None:
 
 def test_that_nobody_serves_is_no_fault_and_who_is_ready_is_said() -> None:
     silent = serving_check(EngineVital("h:1", None, {}, "connection refused"))
-    assert (silent.ok, silent.found) == (True, "no engine or dashboard answers there (connection refused)")
+    assert (silent.ok, silent.found) == (True, "nobody serves there: connection refused")
     assert serving_check(EngineVital("h:1", True, {"kafka": "ok"})).found == "ready"
 
 
